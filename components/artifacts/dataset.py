@@ -1,0 +1,66 @@
+"""The `Dataset` artifact: three splits as memory-mapped Arrow files, so that random access needs no memory of its size.
+
+    splits/train.arrow  splits/validation.arrow  splits/test.arrow     Arrow IPC files, uncompressed
+        id: string       digest of the feature columns
+        label: int64     index into `classes`
+        raw columns      `text`, or `image` (encoded bytes): what the baseline and a reader of predictions want
+        encoded columns  what `Preprocessing.encode` made: `pixels` or `input_ids`
+    schema.json          {"task", "classes", "encoded": [column names], "rows": {split: count}}
+    preprocess/          the fitted preprocessing, copied into every model
+    report.json          the data report (not content)
+
+A split without rows (test share 0) is a file with 0 rows. The test split is opened by `evaluate` alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+
+SplitName = Literal["train", "validation", "test"]
+SPLITS: tuple[SplitName, ...] = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class Split:
+    """Rows of one split. `table` is memory-mapped: only the rows that are taken are read."""
+
+    table: pa.Table
+    encoded_columns: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return self.table.num_rows
+
+    def labels(self) -> np.ndarray:
+        """Class indices, int64, shape (rows,)."""
+        return self.table.column("label").to_numpy()
+
+    def take(self, indices: Sequence[int] | np.ndarray) -> dict[str, list[Any]]:
+        """Encoded values of some rows, by column, in the order of `indices`."""
+        rows = self.table.select(list(self.encoded_columns)).take(indices)
+        return {name: rows.column(name).to_pylist() for name in self.encoded_columns}
+
+    def column(self, name: str) -> list[Any]:
+        """A whole column as Python values."""
+        return self.table.column(name).to_pylist()
+
+
+def split_path(dataset: Path, name: SplitName) -> Path:
+    return dataset / "splits" / f"{name}.arrow"
+
+
+def open_split(dataset: Path, name: SplitName) -> Split:
+    """Opens a split of the Dataset artifact whose local folder is `dataset`."""
+    import json
+
+    import pyarrow as pa
+
+    schema = json.loads((dataset / "schema.json").read_text())
+    table = pa.ipc.open_file(pa.memory_map(str(split_path(dataset, name)))).read_all()
+    return Split(table, tuple(schema["encoded"]))

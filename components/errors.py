@@ -1,0 +1,87 @@
+"""The errors a user can meet. Each says what was given, what is allowed and what to do, in one sentence.
+
+`exit_code` is what the command line ends with; `kind` is the stable word in `--json` output.
+Every class survives pickling, because Ray carries errors across processes.
+"""
+
+from __future__ import annotations
+
+
+class PenstockError(Exception):
+    """Base of every error this project raises on purpose.
+
+    Args:
+        message: One sentence for the user.
+        field: Dotted name of the spec field at fault (`train.epochs`), if any.
+        line: Line in the spec file, counted from 1, if known.
+        hint: What to do next, if the message does not already say it.
+    """
+
+    kind = "error"
+    exit_code = 1
+
+    def __init__(
+        self, message: str, field: str | None = None, line: int | None = None, hint: str | None = None
+    ) -> None:
+        super().__init__(message)
+        self.message, self.field, self.line, self.hint = message, field, line, hint
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.message, self.field, self.line, self.hint)
+
+    def as_dict(self) -> dict:
+        """The `error` object of the command line's JSON."""
+        return {"kind": self.kind, "message": self.message, "field": self.field, "line": self.line, "hint": self.hint}
+
+
+class SpecError(PenstockError):
+    """The spec or the arguments are wrong."""
+
+    kind = "spec"
+    exit_code = 2
+
+
+class DataError(PenstockError):
+    """The input data is missing, empty, or not what the spec says (columns, classes, rows)."""
+
+    kind = "data"
+    exit_code = 2
+
+
+class BusyError(PenstockError):
+    """Another live process owns the run, the state folder or the port."""
+
+    kind = "busy"
+    exit_code = 2
+
+
+class UnavailableError(PenstockError):
+    """A service that was named in the settings cannot be reached (MLflow, Ray, S3)."""
+
+    kind = "unavailable"
+    exit_code = 2
+
+
+class ArtifactError(PenstockError):
+    """An artifact is absent, torn, altered or of another kind."""
+
+    kind = "artifact"
+
+
+class CheckpointError(PenstockError):
+    """No checkpoint that can be resumed from, or one of another model."""
+
+    kind = "checkpoint"
+
+
+class StageError(PenstockError):
+    """A stage failed while running."""
+
+    kind = "stage"
+
+
+class RequestError(PenstockError):
+    """A request to an endpoint that cannot be answered (HTTP 400)."""
+
+    kind = "request"
+    exit_code = 2

@@ -1,0 +1,129 @@
+"""The `model` section of the spec: one class an architecture, its parameters by the names `transformers` uses."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from components.config import Config
+
+
+class ArchitectureConfig(Config):
+    """What all architectures share."""
+
+    pretrained: str | None = None
+    """A local folder or hub name with safetensors weights to start from; None starts from random weights."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """Probability of dropping an activation (attention and hidden alike)."""
+
+
+class MlpConfig(ArchitectureConfig):
+    """Fully connected layers over the pixels."""
+
+    architecture: Literal["mlp"]
+    hidden_sizes: tuple[int, ...] = (128,)
+    """Width of each hidden layer."""
+
+
+class CnnConfig(ArchitectureConfig):
+    """Small convolutional network: blocks of convolution, normalisation and pooling."""
+
+    architecture: Literal["cnn"]
+    channels: tuple[int, ...] = (32, 64)
+    """Channels of each block; each block halves the image."""
+    kernel_size: int = Field(3, ge=1)
+
+
+class ResNetConfig(ArchitectureConfig):
+    """ResNet (He et al. 2015) from `transformers`."""
+
+    architecture: Literal["resnet"]
+    embedding_size: int = Field(32, ge=1)
+    hidden_sizes: tuple[int, ...] = (32, 64)
+    depths: tuple[int, ...] = (2, 2)
+    layer_type: Literal["basic", "bottleneck"] = "basic"
+
+    @model_validator(mode="after")
+    def _rules(self) -> ResNetConfig:
+        if len(self.hidden_sizes) != len(self.depths):
+            raise ValueError(f"hidden_sizes has {len(self.hidden_sizes)} stages, depths {len(self.depths)}; make them equal")
+        return self
+
+
+class TransformerConfig(ArchitectureConfig):
+    """What the Transformers share."""
+
+    hidden_size: int = Field(128, ge=1)
+    num_hidden_layers: int = Field(2, ge=1)
+    num_attention_heads: int = Field(4, ge=1)
+    intermediate_size: int | None = Field(None, ge=1)
+    """Width of the feed-forward layer; None is 4 x hidden_size."""
+
+    @model_validator(mode="after")
+    def _rules(self) -> TransformerConfig:
+        if self.hidden_size % self.num_attention_heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} does not divide by num_attention_heads {self.num_attention_heads}; "
+                "make it a multiple"
+            )
+        return self
+
+
+class ViTConfig(TransformerConfig):
+    """Vision Transformer (Dosovitskiy et al. 2020) from `transformers`."""
+
+    architecture: Literal["vit"]
+    patch_size: int = Field(4, ge=1)
+    """Pixels a side of a patch; must divide the image size."""
+
+
+class BertConfig(TransformerConfig):
+    """BERT-style encoder (Devlin et al. 2018) from `transformers`."""
+
+    architecture: Literal["bert"]
+
+
+class TextCnnConfig(ArchitectureConfig):
+    """Convolutions over word vectors (Kim 2014)."""
+
+    architecture: Literal["text-cnn"]
+    embedding_size: int = Field(128, ge=1)
+    num_filters: int = Field(128, ge=1)
+    """Filters of each kernel size."""
+    kernel_sizes: tuple[int, ...] = (2, 3, 4)
+    word_dropout: float = Field(0.1, ge=0, lt=1)
+    """Probability of dropping a whole token while training."""
+
+
+class RecurrentConfig(ArchitectureConfig):
+    """What the recurrent networks share."""
+
+    embedding_size: int = Field(128, ge=1)
+    hidden_size: int = Field(128, ge=1)
+    num_hidden_layers: int = Field(1, ge=1)
+    bidirectional: bool = True
+
+
+class LstmConfig(RecurrentConfig):
+    """LSTM (Hochreiter and Schmidhuber 1997)."""
+
+    architecture: Literal["lstm"]
+
+
+class GruConfig(RecurrentConfig):
+    """GRU (Cho et al. 2014)."""
+
+    architecture: Literal["gru"]
+
+
+ModelConfig = Annotated[
+    MlpConfig | CnnConfig | ResNetConfig | ViTConfig | BertConfig | TextCnnConfig | LstmConfig | GruConfig,
+    Field(discriminator="architecture"),
+]
+
+ARCHITECTURES = ("mlp", "cnn", "resnet", "vit", "bert", "text-cnn", "lstm", "gru")
+LATER_ARCHITECTURES = ("vgg", "inception", "gpt", "llama", "t5")
+"""Named by the design, not available in this version."""
+
+__all__ = ["ARCHITECTURES", "LATER_ARCHITECTURES", "ModelConfig"]

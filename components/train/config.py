@@ -1,0 +1,119 @@
+"""The `train` section of the spec."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from components.config import Config
+
+
+class OptimizerConfig(Config):
+    """The update rule; the learning rate is `train.learning_rate`."""
+
+    name: Literal["sgd", "momentum", "adagrad", "adam", "adamw"] = "adamw"
+    momentum: float = Field(0.9, ge=0, lt=1)
+    """Used by `momentum`."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Used by `adam` and `adamw`."""
+    eps: float = Field(1e-8, gt=0)
+
+
+class ScheduleConfig(Config):
+    """How the learning rate moves over the steps of the whole training."""
+
+    name: Literal["constant", "cosine", "linear", "step"] = "cosine"
+    warmup: float = Field(0.1, ge=0, lt=1)
+    """Share of all steps in which the rate rises linearly from 0."""
+    final: float = Field(0.0, ge=0, le=1)
+    """Rate at the end as a share of the peak (`cosine`, `linear`)."""
+    step_epochs: int = Field(10, ge=1)
+    """Epochs between two drops (`step`)."""
+    gamma: float = Field(0.1, gt=0, le=1)
+    """Factor of each drop (`step`)."""
+
+
+class RegularizeConfig(Config):
+    """What keeps the weights small and the targets soft. Dropout belongs to the model."""
+
+    l1: float = Field(0.0, ge=0)
+    """Added to the loss: l1 x sum of absolute weights."""
+    l2: float = Field(0.0, ge=0)
+    """Added to the loss: l2 / 2 x sum of squared weights."""
+    weight_decay: float = Field(0.01, ge=0)
+    """Decoupled decay of `adamw`."""
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+
+
+class EarlyStopConfig(Config):
+    """Stops when the deciding validation metric no longer improves."""
+
+    patience: int = Field(5, ge=1)
+    """Epochs without improvement."""
+    min_delta: float = Field(0.0, ge=0)
+    """Smallest change that counts as improvement."""
+
+
+class ZeroConfig(Config):
+    """DeepSpeed ZeRO (Rajbhandari et al. 2019): what is sharded over the workers."""
+
+    stage: Literal[0, 1, 2, 3] = 0
+    """0 nothing, 1 optimizer state, 2 and gradients, 3 and weights."""
+
+
+class AugmentConfig(Config):
+    """Random changes of training images, drawn anew for each batch."""
+
+    rotation: float = Field(0.0, ge=0, le=180)
+    """Largest turn in degrees, either way."""
+    shift: float = Field(0.0, ge=0, lt=1)
+    """Largest shift as a share of the image size, each sample by itself."""
+    crop: float = Field(0.0, ge=0, lt=1)
+    """Largest share of the area that a random resized crop removes."""
+    flip: bool = False
+    """Whether images are mirrored left to right half of the time."""
+    color: float = Field(0.0, ge=0, le=1)
+    """Strength of brightness and contrast changes."""
+    noise: float = Field(0.0, ge=0, le=1)
+    """Standard deviation of Gaussian noise, in units of the normalised pixels."""
+
+
+class TrainConfig(Config):
+    """How the network is trained."""
+
+    epochs: int = Field(10, ge=1)
+    """Passes over the training split."""
+    global_batch_size: int = Field(64, ge=1)
+    """Samples per optimizer step, over all workers and accumulation steps."""
+    gradient_accumulation_steps: int = Field(1, ge=1)
+    """Forward and backward passes per optimizer step."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """Peak rate."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    regularize: RegularizeConfig = RegularizeConfig()
+    gradient_clipping: float = Field(1.0, ge=0)
+    """Largest norm of the gradient; 0 does not clip."""
+    early_stop: EarlyStopConfig | None = None
+    """None trains all epochs."""
+    augment: AugmentConfig = AugmentConfig()
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 on a GPU, on a CPU what a few probe steps find faster."""
+    workers: int = Field(1, ge=1)
+    """Processes that train together, one GPU each where there are GPUs."""
+    zero: ZeroConfig = ZeroConfig()
+    checkpoint_every_epochs: int = Field(1, ge=1)
+    """Epochs between two checkpoints."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Newest checkpoints that are kept."""
+
+    @model_validator(mode="after")
+    def _rules(self) -> TrainConfig:
+        parts = self.workers * self.gradient_accumulation_steps
+        if self.global_batch_size % parts:
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} does not divide by workers x gradient_accumulation_steps "
+                f"= {parts}; make it a multiple"
+            )
+        return self
