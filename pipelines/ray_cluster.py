@@ -1,0 +1,196 @@
+"""The one local Ray of a `PENSTOCK_HOME`: started on demand, shared by commands, gone when nobody needs it.
+
+`ray start` has no way to end one cluster of several, and `ray stop` ends all of them. So a keeper
+(`python -m pipelines.ray_keeper`) leads a session of its own with Ray inside, and ends that session when no command
+holds the lease and no endpoint is deployed. Ray's processes have groups of their own but share the session.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from components.artifacts.local_store import write_durably
+from components.errors import UnavailableError
+from pipelines.processes import FileLock, end_session, is_alive
+
+START_TIMEOUT_S = 90.0
+# A unix socket's path has at most 107 bytes; Ray's session name and socket name take about 65 of them.
+LONGEST_TEMP_DIR = 40
+
+
+@dataclass(frozen=True)
+class RayCluster:
+    """A running local Ray.
+
+    Attributes:
+        address: host:port for `RAY_ADDRESS`.
+        dashboard: http:// address of the dashboard and job server.
+        leader: Pid of the keeper, which leads the session.
+        leader_start: Its start time, against pid reuse.
+    """
+
+    address: str
+    dashboard: str
+    leader: int
+    leader_start: int
+
+    def alive(self) -> bool:
+        return is_alive(self.leader, self.leader_start)
+
+
+def ray_folder(home: Path) -> Path:
+    return home / "ray"
+
+
+def read_record(home: Path) -> RayCluster | None:
+    """The cluster recorded under `home`, running or not."""
+    path = ray_folder(home) / "record.json"
+    return RayCluster(**json.loads(path.read_text())) if path.exists() else None
+
+
+def write_record(home: Path, cluster: RayCluster) -> None:
+    write_durably(ray_folder(home) / "record.json", json.dumps(asdict(cluster)))
+
+
+def forget_record(home: Path) -> None:
+    (ray_folder(home) / "record.json").unlink(missing_ok=True)
+
+
+def token_path(home: Path) -> Path:
+    """The file with Ray's token, made at the first call: 256 random bits, readable by its owner alone."""
+    path = ray_folder(home) / "token"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        partial = path.with_name(f"token.{os.getpid()}.partial")
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "w") as handle:
+            handle.write(secrets.token_hex(32))
+        partial.rename(path)
+    return path
+
+
+def temp_dir(home: Path) -> Path:
+    """Ray's session folder: under `home` if its path is short enough for unix sockets."""
+    inside = ray_folder(home) / "tmp"
+    if len(str(inside)) <= LONGEST_TEMP_DIR:
+        return inside
+    digest = hashlib.sha256(str(home).encode()).hexdigest()[:8]
+    return Path(tempfile.gettempdir()) / f"penstock-{os.getuid()}-{digest}"
+
+
+def client_environment(home: Path) -> dict[str, str]:
+    """What a process must have in its environment to talk to this Ray. The token itself stays in its file."""
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token_path(home)),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        "RAY_DEDUP_LOGS": "0",
+        "RAY_COLOR_PREFIX": "0",
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "RAY_AIR_NEW_OUTPUT": "0",
+    }
+
+
+def server_environment(home: Path) -> dict[str, str]:
+    """What Ray's own processes must have: Serve's and DeepSpeed's variables count only where `ray start` runs."""
+    from components.serve.haproxy import haproxy_environment
+
+    environment = {**client_environment(home), **haproxy_environment(ray_folder(home)), **compute_environment()}
+    root = str(Path(__file__).resolve().parent.parent)
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    return environment
+
+
+def compute_environment() -> dict[str, str]:
+    """Settings of torch and DeepSpeed that every process of ours shares.
+
+    The operators that `make install` built are used from the virtual environment they belong to: in the common cache
+    another build would make ninja rebuild them, and a killed build leaves a lock on which all later ones hang.
+    """
+    environment = {"TORCH_EXTENSIONS_DIR": str(Path(sys.prefix) / "torch_extensions"), "TOKENIZERS_PARALLELISM": "false"}
+    if not Path("/dev/nvidiactl").exists():
+        environment["DS_ACCELERATOR"] = "cpu"
+    return environment
+
+
+@contextmanager
+def lease(home: Path) -> Iterator[None]:
+    """Holds the cluster of `home` alive for a command; dropped by the kernel when the command dies."""
+    lock = FileLock(ray_folder(home) / "lease")
+    if not lock.acquire(shared=True, wait_s=30.0):
+        raise UnavailableError("The Ray of this PENSTOCK_HOME is being ended by another process; try again.")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def ensure_ray(home: Path) -> RayCluster:
+    """Returns the running cluster of `home`, starting it if there is none. The caller holds the lease.
+
+    Raises:
+        UnavailableError: If Ray does not come up; names its log.
+    """
+    starting = FileLock(ray_folder(home) / "starting")
+    if not starting.acquire(wait_s=START_TIMEOUT_S):
+        raise UnavailableError(f"Process {starting.holder()} has been starting Ray for over {START_TIMEOUT_S:.0f} s.")
+    try:
+        cluster = read_record(home)
+        if cluster is not None and cluster.alive():
+            return cluster
+        if cluster is not None:
+            end_session(cluster.leader)
+            forget_record(home)
+        return _start(home)
+    finally:
+        starting.release()
+
+
+def _start(home: Path) -> RayCluster:
+    log = ray_folder(home) / "keeper.log"
+    environment = {**os.environ, **server_environment(home)}
+    environment.pop("RAY_ADDRESS", None)
+    with log.open("wb") as output:
+        keeper = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.ray_keeper", str(home)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=environment,
+            start_new_session=True,
+        )
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        cluster = read_record(home)
+        if cluster is not None and cluster.leader == keeper.pid:
+            return cluster
+        if keeper.poll() is not None:
+            raise UnavailableError(f"Ray did not start; its output is in {log}.")
+        time.sleep(0.05)
+    end_session(keeper.pid)
+    raise UnavailableError(f"Ray did not start within {START_TIMEOUT_S:.0f} s; its output is in {log}.")
+
+
+def stop_ray(home: Path) -> bool:
+    """Ends the cluster of `home` and everything in its session; returns whether there was one."""
+    cluster = read_record(home)
+    if cluster is None:
+        return False
+    running = cluster.alive()
+    end_session(cluster.leader, grace_s=10.0)
+    forget_record(home)
+    return running
