@@ -47,7 +47,9 @@ class ResNetConfig(ArchitectureConfig):
     @model_validator(mode="after")
     def _rules(self) -> ResNetConfig:
         if len(self.hidden_sizes) != len(self.depths):
-            raise ValueError(f"hidden_sizes has {len(self.hidden_sizes)} stages, depths {len(self.depths)}; make them equal")
+            raise ValueError(
+                f"hidden_sizes has {len(self.hidden_sizes)} stages, depths {len(self.depths)}; make them equal"
+            )
         return self
 
 

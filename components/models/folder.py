@@ -1,0 +1,125 @@
+"""A trained network as a folder: safetensors weights, `config.json` and the fitted preprocessing. No pickle.
+
+model.safetensors   config.json {"task", "architecture", "inputs", "classes"}   preprocess/
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from components.errors import ArtifactError
+from components.models.build import build_model, parse_model_config
+from components.models.config import ModelConfig
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from components.tasks.base import Preprocessing
+
+WEIGHTS_NAME = "model.safetensors"
+CONFIG_NAME = "config.json"
+PREPROCESS_NAME = "preprocess"
+
+
+def model_values(task: str, config: ModelConfig, preprocessing: Preprocessing, module: nn.Module) -> dict[str, Any]:
+    """What `config.json` holds; `pretrained` is left out, because the weights are in the folder.
+
+    A network that began as a pretrained one also keeps its full `transformers` config, which wins over our fields.
+    """
+    values = {
+        "task": task,
+        "architecture": config.model_dump(mode="json", exclude={"pretrained"}),
+        "inputs": dict(preprocessing.model_inputs()),
+        "classes": list(preprocessing.classes),
+    }
+    if config.pretrained is not None:
+        from components.models.transformer import network_values
+
+        values["network"] = network_values(module)
+    return values
+
+
+def save_model_folder(
+    folder: Path, values: Mapping[str, Any], preprocessing: Preprocessing, weights: Mapping[str, torch.Tensor] | None
+) -> None:
+    """Writes a model folder; equal values and weights give equal bytes.
+
+    Args:
+        folder: Made if absent.
+        values: What `model_values` gave, plus whatever the writer adds (`method` of a compressed model).
+        preprocessing: The fitted preprocessing.
+        weights: State dict, or None when the caller puts the weights there itself (`model.onnx`).
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG_NAME).write_text(json.dumps(values, indent=1, sort_keys=True))
+    (folder / PREPROCESS_NAME).mkdir(exist_ok=True)
+    preprocessing.save(folder / PREPROCESS_NAME)
+    if weights is not None:
+        save_weights(folder / WEIGHTS_NAME, weights)
+
+
+def save_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    """Writes a state dict as safetensors."""
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, path)
+
+
+def read_model_values(folder: Path) -> dict[str, Any]:
+    """The parsed `config.json` of a model folder.
+
+    Raises:
+        ArtifactError: If it is absent or no model's config.
+    """
+    try:
+        values = json.loads((folder / CONFIG_NAME).read_text())
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{folder} is no model folder: it has no readable {CONFIG_NAME} ({error}).") from error
+    missing = {"task", "architecture", "inputs", "classes"} - set(values)
+    if missing:
+        raise ArtifactError(f"{folder / CONFIG_NAME} lacks {', '.join(sorted(missing))}; train the model again.")
+    return values
+
+
+def load_model_folder(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
+    """Loads a trained network in evaluation mode.
+
+    Returns:
+        The module and the parsed `config.json`.
+
+    Raises:
+        ArtifactError: If a file is absent or the weights do not fit the config.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    values = read_model_values(folder)
+    module = build_from_values(values)
+    try:
+        module.load_state_dict(load_file(folder / WEIGHTS_NAME))
+    except (OSError, SafetensorError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ArtifactError(f"{folder / WEIGHTS_NAME} cannot be loaded into the network ({reason}).") from error
+    return module.eval(), values
+
+
+def build_from_values(values: Mapping[str, Any]) -> nn.Module:
+    """The network of a parsed `config.json`, with random weights."""
+    config = parse_model_config(values["architecture"])
+    return build_model(config, values["inputs"], len(values["classes"]), values.get("network"))
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of trainable values."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+def load_preprocessing(folder: Path, values: Mapping[str, Any]) -> Preprocessing:
+    """The preprocessing that travels with a model."""
+    from components.tasks import get_task
+
+    return get_task(values["task"]).load(folder / PREPROCESS_NAME)
