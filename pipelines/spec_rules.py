@@ -1,0 +1,79 @@
+"""Rules between sections of the spec: what no single section can know. Light: nothing here opens a file."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from typing import TYPE_CHECKING
+
+from components.errors import PenstockError, SpecError
+from components.tasks import get_task
+from components.tune.space import check_space
+
+if TYPE_CHECKING:
+    from pipelines.spec import Spec
+
+
+def check_rules(spec: Spec) -> list[PenstockError]:
+    """Everything that is wrong between sections."""
+    rules = (_architecture_fits_task, _patches_fit, _stages_fit, _space_fits, _host_is_guarded)
+    return [error for rule in rules for error in rule(spec)]
+
+
+def _architecture_fits_task(spec: Spec) -> list[PenstockError]:
+    allowed = get_task(spec.task).architectures
+    if spec.model.architecture in allowed:
+        return []
+    message = f"model.architecture {spec.model.architecture} does not fit {spec.task}; allowed: {', '.join(allowed)}."
+    return [SpecError(message, "model.architecture")]
+
+
+def _patches_fit(spec: Spec) -> list[PenstockError]:
+    size, patch = spec.data.image.size, getattr(spec.model, "patch_size", None)
+    if size is None or patch is None or size % patch == 0:
+        return []
+    return [SpecError(f"model.patch_size {patch} does not divide data.image.size {size}; make it a divisor.",
+                      "model.patch_size")]  # fmt: skip
+
+
+def _stages_fit(spec: Spec) -> list[PenstockError]:
+    errors: list[PenstockError] = []
+    if spec.registry is not None and spec.evaluate is None:
+        errors.append(SpecError("register needs the gate of evaluate; set register: false too, or keep evaluate.", "register"))
+    if spec.deploy is not None and spec.registry is None:
+        errors.append(SpecError("deploy needs a registered model; set deploy: false too, or keep register.", "deploy"))
+    return errors
+
+
+def _space_fits(spec: Spec) -> list[PenstockError]:
+    if spec.tune is None:
+        return []
+    errors = list(check_space(spec.tune.space, spec.model, spec.train))
+    allowed = get_task(spec.task).architectures
+    for name, item in spec.tune.space.items():
+        for value in getattr(item, "choice", getattr(item, "grid", ())):
+            named = value.get("architecture") if isinstance(value, dict) and name == "model" else None
+            if named is not None and named not in allowed:
+                text = f"tune.space.model names {named}, which does not fit {spec.task}; allowed: {', '.join(allowed)}."
+                errors.append(SpecError(text, "tune.space.model"))
+    return errors
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach `host`."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _host_is_guarded(spec: Spec) -> list[PenstockError]:
+    if spec.deploy is None or is_loopback(spec.deploy.host) or os.environ.get("PENSTOCK_API_KEYS_FILE"):
+        return []
+    message = (
+        f"deploy.host {spec.deploy.host} is not loopback, so requests need API keys; "
+        "set PENSTOCK_API_KEYS_FILE to a file with one key a line, or keep 127.0.0.1."
+    )
+    return [SpecError(message, "deploy.host")]
