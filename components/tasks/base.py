@@ -76,7 +76,10 @@ class Task(ABC):
 
     @abstractmethod
     def fit(self, rows: Iterable[pa.Table], classes: Sequence[str], config: FeatureConfig) -> Preprocessing:
-        """Fits the preprocessing on batches of raw training rows (columns: the feature's role, `label`)."""
+        """Fits the preprocessing on batches of raw training rows (columns: the feature's role, `label`).
+
+        `rows` may be gone through several times: it is a collection of batches, not a one-way iterator.
+        """
 
     @abstractmethod
     def load(self, folder: Path) -> Preprocessing:
@@ -85,6 +88,10 @@ class Task(ABC):
     @abstractmethod
     def check_sample(self, value: Any) -> str | None:
         """Why a raw feature value is corrupt (an image that does not decode), or None."""
+
+    def describe(self, value: Any) -> dict[str, int]:
+        """Measures of a sound raw value for the data report (`height`, `width`, `characters`), the same keys each time."""
+        return {}
 
     @abstractmethod
     def loss(self, logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float) -> torch.Tensor:

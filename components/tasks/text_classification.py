@@ -1,0 +1,180 @@
+"""Text classification: a text in, one class out. Tokens come from a BPE vocabulary fitted on the training split."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from components.errors import ArtifactError, RequestError
+from components.tasks.base import Preprocessing, RawRows
+from components.tasks.classification import Classification, ClassPreprocessing, check_inputs
+from components.tasks.config import FeatureConfig, TextConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    from tokenizers import Tokenizer
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+PAD_TOKEN_ID = 0
+MAX_CHARACTERS_PER_TOKEN = 64
+"""A text is cut at this many characters a token before it is tokenised: BPE is slow on one endless word."""
+
+
+@dataclass(frozen=True)
+class TextPreprocessing(ClassPreprocessing):
+    """Cut, tokenise, pad. `max_length` counts tokens, [CLS] and [SEP] included."""
+
+    classes: tuple[str, ...]
+    max_length: int
+    tokenizer: Tokenizer = field(compare=False, repr=False)
+
+    def __reduce__(self) -> tuple:
+        # A pickled Tokenizer forgets `encode_special_tokens`, so workers are sent its JSON instead.
+        return restore, (self.classes, self.max_length, self.tokenizer.to_str())
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        values = {"task": TextClassification.name, "classes": self.classes, "max_length": self.max_length}
+        (folder / "preprocessing.json").write_text(json.dumps(values, indent=1, sort_keys=True))
+        (folder / "tokenizer.json").write_text(self.tokenizer.to_str())
+
+    def encode(self, rows: RawRows) -> dict[str, list[Any]]:
+        limit = self.max_length * MAX_CHARACTERS_PER_TOKEN
+        encodings = self.tokenizer.encode_batch_fast([text[:limit] for text in rows["text"]])
+        return {"input_ids": [encoding.ids for encoding in encodings]}
+
+    def collate(self, encoded: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
+        import numpy as np
+
+        sequences = encoded["input_ids"]
+        lengths = np.array([len(sequence) for sequence in sequences])
+        attention_mask = (np.arange(lengths.max())[None, :] < lengths[:, None]).astype(np.int64)
+        input_ids = np.full(attention_mask.shape, PAD_TOKEN_ID, dtype=np.int64)
+        input_ids[attention_mask == 1] = np.concatenate([np.asarray(sequence) for sequence in sequences])
+        return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+    def model_inputs(self) -> dict[str, int]:
+        vocab_size = self.tokenizer.get_vocab_size()
+        return {"vocab_size": vocab_size, "max_length": self.max_length, "pad_token_id": PAD_TOKEN_ID}
+
+    def parse_inputs(self, inputs: Sequence[Any]) -> RawRows:
+        check_inputs(inputs)
+        return {"text": [parse_text(value, index) for index, value in enumerate(inputs)]}
+
+    def parse_file(self, content: bytes) -> RawRows:
+        try:
+            text = content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise RequestError("The file is not UTF-8 text.", field="file") from error
+        if not text.strip():
+            raise RequestError("The file holds no text.", field="file")
+        return {"text": [text]}
+
+    def signature(self) -> list[dict[str, Any]]:
+        return [{"name": "text", "datatype": "BYTES", "shape": [-1]}]
+
+
+def restore(classes: Sequence[str], max_length: int, tokenizer_json: str) -> TextPreprocessing:
+    """The preprocessing from plain values."""
+    from tokenizers import Tokenizer
+
+    return TextPreprocessing(
+        tuple(classes), max_length, prepare_tokenizer(Tokenizer.from_str(tokenizer_json), max_length)
+    )
+
+
+def parse_text(value: Any, index: int) -> str:
+    """One text of a request; bytes are taken as UTF-8."""
+    where = f"inputs[{index}]"
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError as error:
+            raise RequestError(f"{where} is not UTF-8 text.", field=where) from error
+    if not isinstance(value, str):
+        raise RequestError(f"{where} is a {type(value).__name__}; give a text.", field=where)
+    if not value.strip():
+        raise RequestError(f"{where} is an empty text; give at least one word.", field=where)
+    problem = surrogate_problem(value)
+    if problem is not None:
+        raise RequestError(f"{where} cannot be used: {problem}.", field=where)
+    return value
+
+
+def surrogate_problem(text: str) -> str | None:
+    """Why a str is no text that UTF-8 can hold: JSON's \\ud800 makes half a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return "it holds half a surrogate pair"
+    return None
+
+
+class TextClassification(Classification):
+    """One class a text."""
+
+    name = "text-classification"
+    modality = "text"
+    feature = "text"
+    architectures = ("bert", "text-cnn", "lstm", "gru")
+
+    def fit(self, rows: Iterable[pa.Table], classes: Sequence[str], config: FeatureConfig) -> Preprocessing:
+        tokenizer = train_tokenizer(texts_of(rows, config.text), config.text)
+        return restore(classes, config.text.max_length, tokenizer.to_str())
+
+    def load(self, folder: Path) -> Preprocessing:
+        try:
+            raw = json.loads((folder / "preprocessing.json").read_text())
+            return restore(raw["classes"], int(raw["max_length"]), (folder / "tokenizer.json").read_text())
+        except Exception as error:  # `tokenizers` raises bare Exception on a bad file.
+            raise ArtifactError(f"{folder} holds no readable text preprocessing ({error}).") from error
+
+    def check_sample(self, value: Any) -> str | None:
+        if not isinstance(value, str):
+            return f"it is a {type(value).__name__}, not a text"
+        return surrogate_problem(value)
+
+    def describe(self, value: Any) -> dict[str, int]:
+        return {"characters": len(value)}
+
+
+def texts_of(rows: Iterable[pa.Table], config: TextConfig) -> Iterator[str]:
+    limit = config.max_length * MAX_CHARACTERS_PER_TOKEN
+    return (text[:limit] for table in rows for text in table.column("text").to_pylist())
+
+
+def train_tokenizer(texts: Iterator[str], config: TextConfig) -> Tokenizer:
+    """Byte-pair encoding within words and punctuation marks (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909).
+
+    `##` marks a piece that goes on inside a word. The same texts in any order give the same vocabulary.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]", continuing_subword_prefix="##"))
+    steps = [normalizers.NFC(), *([normalizers.Lowercase()] if config.lowercase else [])]
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.BpeTrainer(
+        vocab_size=config.vocab_size,
+        min_frequency=2,
+        # Rare characters become [UNK]; without a limit a CJK corpus fills a small vocabulary with single signs.
+        limit_alphabet=max(config.vocab_size // 4, 8),
+        special_tokens=list(SPECIAL_TOKENS),
+        continuing_subword_prefix="##",
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    specials = [(token, SPECIAL_TOKENS.index(token)) for token in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=specials)
+    return tokenizer
+
+
+def prepare_tokenizer(tokenizer: Tokenizer, max_length: int) -> Tokenizer:
+    """Sets what a saved tokenizer does not keep: a text that says "[PAD]" must not become the padding token."""
+    tokenizer.encode_special_tokens = True
+    tokenizer.enable_truncation(max_length)
+    return tokenizer
