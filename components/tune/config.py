@@ -83,7 +83,9 @@ class TuneConfig(Config):
         for item in self.space.values():
             grid_size *= len(item.grid if isinstance(item, Grid) else item.choice if isinstance(item, Choice) else ())
         if self.search == "grid" and self.trials is not None and self.trials > grid_size:
-            raise ValueError(f"trials is {self.trials}, but the grid has {grid_size} points; lower trials or leave it out")
+            raise ValueError(
+                f"trials is {self.trials}, but the grid has {grid_size} points; lower trials or leave it out"
+            )
         return self
 
 
@@ -100,7 +102,9 @@ def _parse_item(name: str, item: Any) -> Any:
     if isinstance(item, Config):
         return item
     if not isinstance(item, dict) or len(item) != 1 or next(iter(item)) not in _KINDS:
-        raise ValueError(f"{name}: {item!r} is no distribution; write one of {', '.join(_KINDS)}, as in {{choice: [a, b]}}")
+        raise ValueError(
+            f"{name}: {item!r} is no distribution; write one of {', '.join(_KINDS)}, as in {{choice: [a, b]}}"
+        )
     return _KINDS[next(iter(item))].model_validate(item)
 
 

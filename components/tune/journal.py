@@ -1,0 +1,90 @@
+"""The append-only record of a sweep: every suggestion, report and end, on the disk before the next decision is made.
+
+One JSON document a line, each with a check sum. A torn last line (its writer was killed) is cut off; anything else that
+does not read back is damage, and a sweep on damaged records would not be the same sweep.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from components.context import append_line
+from components.errors import StageError
+
+Record = dict[str, Any]
+
+
+class Journal:
+    """`trials.jsonl` of one sweep.
+
+    Args:
+        path: The file; made with its first line.
+        owner: Digest of what was searched how: records of another sweep are refused.
+    """
+
+    def __init__(self, path: Path, owner: str) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        cut_torn_line(path)
+        self.records = read_records(path)
+        if not self.records:
+            self.append("sweep", owner=owner)
+        elif self.records[0].get("owner") != owner:
+            raise StageError(f"{path} belongs to another sweep; remove that folder, or run with --fresh to start anew.")
+
+    def append(self, kind: str, **values: Any) -> Record:
+        """Writes one record and waits until it is on the disk."""
+        # Through JSON at once, so that what is used now equals what a restart will read.
+        record = json.loads(json.dumps({"kind": kind, **values, "time": time.time()}, default=str))
+        append_line(self.path, {**record, "check": check_sum(record)}, durable=True)
+        self.records.append(record)
+        return record
+
+    def set_aside(self) -> None:
+        """Lets the next start begin anew; what was recorded stays readable beside it."""
+        self.path.replace(self.path.with_name(f"{self.path.stem}.{time.time_ns()}.failed{self.path.suffix}"))
+
+
+def cut_torn_line(path: Path) -> None:
+    """Removes what stands after the last line end, so that the next line does not grow out of it."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        with path.open("r+b") as handle:
+            handle.truncate(whole)
+            os.fsync(handle.fileno())
+
+
+def read_records(path: Path) -> list[Record]:
+    """All records of a journal without a torn line.
+
+    Raises:
+        StageError: Naming the first line that is damaged.
+    """
+    if not path.exists():
+        return []
+    return [_read_record(path, number, line) for number, line in enumerate(path.read_bytes().splitlines(), start=1)]
+
+
+def _read_record(path: Path, number: int, line: bytes) -> Record:
+    try:
+        record = json.loads(line)
+        if record.pop("check") == check_sum(record):
+            return record
+    except (ValueError, KeyError, AttributeError):
+        pass
+    raise StageError(f"{path} is damaged in line {number}; restore the file, or run with --fresh to search anew.")
+
+
+def check_sum(record: Mapping[str, Any]) -> str:
+    """Eight hex digits over the record as JSON gives it back."""
+    text = json.dumps(record, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:8]

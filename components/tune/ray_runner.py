@@ -1,0 +1,241 @@
+"""Runs the trials of a sweep on Ray Tune: its actors, their reuse and their resources; no decision of its own.
+
+Tune's Searcher asks the sweep for trials and its scheduler passes reports on. Tune's snapshots (pickles, written every
+ten seconds) are not used: a restart builds a new Tune run from the sweep's journal.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from components.errors import StageError
+from components.tune.runners import Slots, deliver, plan_slots, remove_checkpoints
+from components.tune.sweep import Sweep
+from components.tune.trial import Message, TrainFunction, TrialSettings, run_trial
+
+if TYPE_CHECKING:
+    from ray.tune import Callback, Tuner
+    from ray.tune.schedulers import TrialScheduler
+    from ray.tune.search import Searcher
+
+WORKER_DEATHS = 1
+"""A trial whose process died (killed for memory, a crash) is started once more, from its checkpoint."""
+PLACEMENT_TIMEOUT_S = 30
+THREAD_END_TIMEOUT_S = 60
+"""How long a stopped trial may take to unwind before its process is given up."""
+TUNE_ENVIRONMENT = {
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    # Ctrl-C ends the stage like any other program, instead of letting Tune finish its books first.
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000000",
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
+    "TUNE_RESULT_BUFFER_LENGTH": "1",
+    # We say ourselves when a trial cannot be placed.
+    "TUNE_WARN_INSUFFICENT_RESOURCE_THRESHOLD_S": "1000000000",
+}
+
+
+def run_on_ray(
+    sweep: Sweep,
+    settings: TrialSettings,
+    train: TrainFunction,
+    concurrency: int | None,
+    warn: Callable[[str], None] = lambda text: None,
+) -> None:
+    """Runs what is left of the sweep.
+
+    Args:
+        concurrency: Trials at once; None takes what the cluster's cores allow.
+        warn: Told when no trial could be placed for 30 s.
+
+    Raises:
+        StageError: If the sweep itself cannot go on (a full disk), or Ray ends without getting any further.
+    """
+    connect()
+    slots = plan_slots(*cluster_size(), concurrency, sweep.total)
+    remove_checkpoints(sweep, settings)
+    while sweep.ended < sweep.total:
+        records = len(sweep.journal.records)
+        _run_tune(sweep, settings, train, slots, warn)
+        if len(sweep.journal.records) == records:
+            left = sweep.total - sweep.ended
+            raise StageError(f"Ray Tune ended with {left} trials left and said no reason; look into the stage's log.")
+        sweep.requeue()
+
+
+def connect() -> None:
+    """Joins the cluster that RAY_ADDRESS names, unless this process has joined it already."""
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=False, logging_level=logging.WARNING)
+
+
+def cluster_size() -> tuple[int, int]:
+    """CPUs and GPUs of the whole cluster."""
+    import ray
+
+    resources = ray.cluster_resources()
+    return int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
+
+
+def _run_tune(
+    sweep: Sweep, settings: TrialSettings, train: TrainFunction, slots: Slots, warn: Callable[[str], None]
+) -> None:
+    folder = settings.work_folder / "tune"
+    scheduler = make_scheduler(sweep, settings)
+    with _tune_environment(slots):
+        tuner = _make_tuner(sweep, settings, train, slots, scheduler, make_watch(warn))
+        try:
+            tuner.fit()
+        except Exception as error:
+            # Tune wraps what a scheduler raises into the text of a TuneError.
+            raise scheduler.error or error from None
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _make_tuner(
+    sweep: Sweep,
+    settings: TrialSettings,
+    train: TrainFunction,
+    slots: Slots,
+    scheduler: TrialScheduler,
+    watch: Callback,
+) -> Tuner:
+    from ray import tune
+
+    resources = {"CPU": slots.cpus} | ({"GPU": slots.gpus} if slots.gpus else {})
+    return tune.Tuner(
+        tune.with_resources(make_trainable(settings, train, slots.cpus), resources),
+        tune_config=tune.TuneConfig(
+            search_alg=make_searcher(sweep, slots.count),
+            scheduler=scheduler,
+            num_samples=sweep.total - sweep.ended,
+            reuse_actors=True,
+            trial_name_creator=name_trial,
+            trial_dirname_creator=name_trial,
+        ),
+        run_config=tune.RunConfig(
+            name="tune",
+            storage_path=str(settings.work_folder),
+            verbose=0,
+            failure_config=tune.FailureConfig(max_failures=WORKER_DEATHS),
+            callbacks=[watch],
+        ),
+    )
+
+
+def name_trial(trial: Any) -> str:
+    """Short and plain: Tune would spell out the whole configuration."""
+    return f"trial_{trial.config['number']:03d}"
+
+
+@contextmanager
+def _tune_environment(slots: Slots) -> Iterator[None]:
+    """Tune reads these from this process; they are put back for whatever runs here afterwards."""
+    wanted = {**TUNE_ENVIRONMENT, "TUNE_MAX_PENDING_TRIALS_PG": str(slots.count)}
+    before = {name: os.environ.get(name) for name in wanted}
+    os.environ.update(wanted)
+    level = logging.getLogger("ray.tune").level
+    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.getLogger("ray.tune").setLevel(level)
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def make_trainable(settings: TrialSettings, train: TrainFunction, threads: int) -> Callable[[dict[str, Any]], None]:
+    """The function that Tune runs in its actors, trial after trial."""
+
+    def penstock_trial(config: dict[str, Any]) -> None:
+        import torch
+        from ray import tune
+
+        os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(THREAD_END_TIMEOUT_S)
+        torch.set_num_threads(threads)
+
+        def send(message: Message) -> bool:
+            # As one string, because Tune flattens and fills what it is given. When the scheduler says stop, Tune
+            # ends this thread from within report().
+            tune.report({"message": json.dumps(message)})
+            return True
+
+        run_trial(settings, config["number"], json.loads(config["values"]), train, send)
+
+    return penstock_trial
+
+
+def make_searcher(sweep: Sweep, count: int) -> Searcher:
+    """Tune's view of the sweep as a source of trials, at most `count` at once."""
+    from ray.tune.search import Searcher
+
+    class JournalSearcher(Searcher):
+        def suggest(self, trial_id: str) -> dict[str, Any] | None:
+            trial = sweep.next_trial() if sweep.running < count else None
+            return None if trial is None else {"number": trial.number, "values": json.dumps(trial.config)}
+
+        def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
+            """The sweep has heard of it from the scheduler."""
+
+        def save(self, checkpoint_path: str) -> None:
+            """The journal holds everything."""
+
+    return JournalSearcher()
+
+
+def make_scheduler(sweep: Sweep, settings: TrialSettings) -> Any:
+    """Tune's scheduler that passes each message on to the sweep and answers with its decision."""
+    from ray.tune.schedulers import FIFOScheduler
+
+    class JournalScheduler(FIFOScheduler):
+        error: Exception | None = None
+
+        def on_trial_result(self, controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
+            try:
+                goes_on = deliver(sweep, trial.config["number"], json.loads(result["message"]))
+            except Exception as error:
+                self.error = error
+                raise
+            return self.CONTINUE if goes_on else self.STOP
+
+        def on_trial_complete(self, controller: Any, trial: Any, result: Mapping[str, Any]) -> None:
+            remove_checkpoints(sweep, settings)
+
+        def on_trial_error(self, controller: Any, trial: Any) -> None:
+            cause = " ".join(str(trial.get_error()).split())[:300]
+            sweep.fail(trial.config["number"], f"its process died {WORKER_DEATHS + 1} times: {cause}")
+
+    return JournalScheduler()
+
+
+def make_watch(warn: Callable[[str], None]) -> Callback:
+    """Says once when no trial could be placed in time."""
+    from ray.tune import Callback
+
+    class PlacementWatch(Callback):
+        def __init__(self) -> None:
+            self.waiting_since: float | None = time.monotonic()
+
+        def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+            self.waiting_since = None
+
+        def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
+            if self.waiting_since is not None and time.monotonic() - self.waiting_since > PLACEMENT_TIMEOUT_S:
+                self.waiting_since = None
+                warn(f"No trial could be placed for {PLACEMENT_TIMEOUT_S} s: the cluster's CPUs or GPUs are in use.")
+
+    return PlacementWatch()

@@ -1,0 +1,103 @@
+"""One trial, in the process that is already there: a training run whose reports go to the sweep."""
+
+from __future__ import annotations
+
+import errno
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from components.models.config import ModelConfig
+from components.train.config import TrainConfig
+from components.train.job import TrainJob, TrainResult, Worker
+from components.tune.space import apply_config
+
+TrainFunction = Callable[[TrainJob, Worker], TrainResult]
+Message = dict[str, Any]
+"""From a trial to the sweep: `state` is report (with epoch, metrics, pace), finished, failed or fatal (with reason)."""
+Send = Callable[[Message], bool]
+"""Delivers a message and says whether the trial goes on."""
+
+
+class TrialStopped(Exception):
+    """Raised out of a report when the sweep stops the trial."""
+
+
+@dataclass(frozen=True)
+class TrialSettings:
+    """What all trials share; plain values, for they travel to other processes.
+
+    Attributes:
+        dataset: Local folder of the Dataset artifact.
+        work_folder: Trial 3 keeps its checkpoints in `trials/003` below it.
+    """
+
+    task: str
+    model: ModelConfig
+    train: TrainConfig
+    seed: int
+    dataset: Path
+    work_folder: Path
+
+    def folder(self, number: int) -> Path:
+        return self.work_folder / "trials" / f"{number:03d}"
+
+    def job(self, number: int, config: Mapping[str, Any]) -> TrainJob:
+        """The training run of a trial. All trials have the spec's seed, as the final training does."""
+        model, train = apply_config(self.model, self.train, config)
+        return TrainJob(
+            task=self.task,
+            model=model,
+            train=train.model_copy(update={"workers": 1}),
+            seed=self.seed,
+            dataset=self.dataset,
+            work_folder=self.folder(number),
+            key_file=self.work_folder / "key",
+        )
+
+
+class TrialWorker:
+    """The only worker of a trial. Its last progress goes along with each report, so that the driver can show the pace."""
+
+    rank = 0
+    world_size = 1
+    local_rank = 0
+
+    def __init__(self, send: Send) -> None:
+        self.send = send
+        self.pace: dict[str, float] = {}
+
+    def progress(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
+        self.pace = {name: metrics[name] for name in ("loss", "samples_per_s") if name in metrics}
+
+    def report(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        values = {name: float(value) for name, value in metrics.items()}
+        if not self.send({"state": "report", "epoch": epoch, "metrics": values, "pace": self.pace}):
+            raise TrialStopped
+
+
+def run_trial(
+    settings: TrialSettings, number: int, config: Mapping[str, Any], train: TrainFunction, send: Send
+) -> None:
+    """Trains to the end, to a stop or to an error, and sends the outcome. An error of the trial goes no further."""
+    folder = settings.folder(number)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        train(settings.job(number, config), TrialWorker(send))
+    except TrialStopped:
+        return
+    except Exception as error:
+        send(failure(error, folder))
+    else:
+        send({"state": "finished"})
+
+
+def failure(error: Exception, folder: Path) -> Message:
+    """What the sweep is told of an error. A full disk is no fault of the trial: every other one would meet it too."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return {"state": "fatal", "reason": f"the disk of {folder.parent.parent} is full; make room and run again"}
+    (folder / "error.txt").write_text("".join(traceback.format_exception(error)))
+    text = " ".join(str(error).split())[:500]
+    return {"state": "failed", "reason": f"{type(error).__name__}: {text}" if text else type(error).__name__}

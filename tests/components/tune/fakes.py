@@ -1,0 +1,69 @@
+"""A training run that costs nothing: its accuracy is a function of the configuration, its checkpoint a small file.
+
+Like the real loop it writes its checkpoint before it reports, and tells what it knew again after a restart.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from components.context import Context
+from components.models.config import MlpConfig
+from components.train.config import TrainConfig
+from components.train.job import TrainJob, TrainResult, Worker
+from components.tune.config import TuneConfig
+from components.tune.sweep import SweepPlan
+from components.tune.trial import TrialSettings
+
+EPOCHS = 9
+SPACE = {
+    "train.learning_rate": {"log_uniform": [1e-5, 1e-1]},
+    "model": {"choice": [{"architecture": "mlp"}, {"architecture": "cnn"}]},
+    "train.global_batch_size": {"choice": [32, 64]},
+}
+
+
+def fake_train(job: TrainJob, worker: Worker) -> TrainResult:
+    checkpoint = job.work_folder / "history.json"
+    history = json.loads(checkpoint.read_text()) if checkpoint.exists() else []
+    for item in list(history):
+        worker.report(item["epoch"], {"accuracy": item["accuracy"], "loss": item["loss"]})
+    with (job.work_folder.parent.parent / "ledger.txt").open("a") as ledger:
+        for epoch in range(len(history) + 1, job.train.epochs + 1):
+            metrics = fake_metrics(job, epoch)
+            ledger.write(f"{job.work_folder.name} {epoch}\n")
+            ledger.flush()
+            history.append({"epoch": epoch, **metrics})
+            checkpoint.write_text(json.dumps(history))
+            worker.progress(epoch, job.train.epochs, {"loss": metrics["loss"], "samples_per_s": 1.0})
+            worker.report(epoch, metrics)
+    return TrainResult(job.train.epochs, fake_metrics(job, job.train.epochs), history, checkpoint, {})
+
+
+def fake_metrics(job: TrainJob, epoch: int) -> dict[str, float]:
+    loss = abs(math.log10(job.train.learning_rate) + 3) + 0.5 * (job.model.architecture == "cnn") + 1 / epoch
+    return {"accuracy": 1 / (1 + loss), "loss": loss}
+
+
+def make_plan(epochs: int = EPOCHS, **tune: object) -> SweepPlan:
+    values = {"search": "bayesian", "trials": 6, "space": SPACE, **tune}
+    return SweepPlan(TuneConfig.model_validate(values), seed=0, epochs=epochs, metric="accuracy", mode="max")
+
+
+def make_settings(folder: Path, epochs: int = EPOCHS) -> TrialSettings:
+    return TrialSettings(
+        task="image-classification",
+        model=MlpConfig(architecture="mlp"),
+        train=TrainConfig(epochs=epochs),
+        seed=0,
+        dataset=folder,
+        work_folder=folder,
+    )
+
+
+def make_context(folder: Path) -> Context:
+    (folder / "run").mkdir(exist_ok=True)
+    (folder / "work").mkdir(exist_ok=True)
+    return Context("run", "tune", folder, folder / "run", folder / "work", debug=True)
