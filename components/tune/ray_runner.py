@@ -96,7 +96,7 @@ def _run_tune(
         tuner = _make_tuner(sweep, settings, train, slots, scheduler, make_watch(warn))
         try:
             tuner.fit()
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - raised again, as itself
             # Tune wraps what a scheduler raises into the text of a TuneError.
             raise scheduler.error or error from None
         finally:

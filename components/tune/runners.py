@@ -78,6 +78,6 @@ class _Carrier:
     def send(self, message: Message) -> bool:
         try:
             return deliver(self.sweep, self.number, message)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - raised again by the runner
             self.error = error
             return False

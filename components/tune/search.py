@@ -82,7 +82,7 @@ def grid_point(space: Mapping[str, SpaceItem], trial: int) -> dict[str, Any]:
 
 def random_point(space: Mapping[str, SpaceItem], seed: int, trial: int) -> dict[str, Any]:
     """An independent draw for each trial, whatever the other trials are."""
-    generator = random.Random(f"penstock sweep {seed} trial {trial}")  # noqa: S311 - a search needs no secrecy
+    generator = random.Random(f"penstock sweep {seed} trial {trial}")
     return {name: _draw(item, generator) for name, item in space.items()}
 
 

@@ -1,7 +1,7 @@
 """Which spec fields a sweep may address, and what a chosen value makes of the `model` and `train` sections.
 
-A name is dotted (`train.learning_rate`, `model.hidden_size`) or a whole section (`model`, `train.optimizer`). The fields
-a section does not name keep the spec's values; a `model` of another architecture starts from that one's defaults.
+A name is dotted (`train.learning_rate`, `model.hidden_size`) or a whole section (`model`, `train.optimizer`). Fields
+that a section does not name keep the spec's values; a `model` of another architecture starts from that one's defaults.
 A `model.*` field applies only to the trials whose architecture has it.
 """
 
@@ -101,7 +101,7 @@ def _reachable_architectures(space: Space, model: ModelConfig) -> list[str]:
 
 
 def _values(item: SpaceItem | None) -> list[Any]:
-    """Values to check: all of a list; of a range its ends and a point inside (a whole-number field refuses that one)."""
+    """Values to check: all of a list; of a range its ends and a point inside, which a whole-number field refuses."""
     if item is None:
         return []
     if isinstance(item, Choice | Grid):
@@ -152,7 +152,7 @@ def _fixed_problem(name: str, item: SpaceItem) -> str | None:
         named |= {f"train.{key}" for value in _values(item) if isinstance(value, Mapping) for key in value}
     for field in FIXED_FIELDS:
         if any(known == field or known.startswith(f"{field}.") for known in named):
-            return f"{field} is the same for all trials and the final training; take it out of tune.space and set it there."
+            return f"{field} is the same for all trials and the final training; set it in `train` instead."
     return None
 
 

@@ -59,7 +59,7 @@ class TrialSettings:
 
 
 class TrialWorker:
-    """The only worker of a trial. Its last progress goes along with each report, so that the driver can show the pace."""
+    """The only worker of a trial. Its last progress goes along with each report, to show the pace."""
 
     rank = 0
     world_size = 1
@@ -88,7 +88,7 @@ def run_trial(
         train(settings.job(number, config), TrialWorker(send))
     except TrialStopped:
         return
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - recorded with its trial; the others go on
         send(failure(error, folder))
     else:
         send({"state": "finished"})
