@@ -36,6 +36,8 @@ from pipelines.yaml_source import Source, parse_value, read_yaml
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}$"
 MAX_EXTENDS = 5
+OPTIONAL = frozenset({"tune", "compress", "evaluate", "register", "deploy"})
+"""Sections that may be `false`."""
 RECIPES = Path(__file__).parent / "recipes"
 
 
@@ -63,11 +65,6 @@ class Spec(Config):
     """`false` registers nothing."""
     deploy: DeployConfig | None = DeployConfig()
     """`false` deploys nothing."""
-
-    @field_validator("tune", "compress", "evaluate", "registry", "deploy", mode="before")
-    @classmethod
-    def _false_is_left_out(cls, value: Any) -> Any:
-        return None if value is False else value
 
     @field_validator("task")
     @classmethod
@@ -132,7 +129,7 @@ def validate(parsed: Source) -> Spec:
     spec = None
     try:
         # JSON mode is strict about types ("3" is no number) and still takes lists for tuples.
-        spec = Spec.model_validate_json(json.dumps(parsed.values), strict=True)
+        spec = Spec.model_validate_json(json.dumps(leave_out(parsed.values)), strict=True)
     except ValidationError as error:
         errors += explain(error, parsed, Spec)
     except (TypeError, ValueError) as error:
@@ -145,6 +142,11 @@ def validate(parsed: Source) -> Spec:
         raise SpecErrors(errors)
     assert spec is not None
     return spec
+
+
+def leave_out(values: Mapping[str, Any]) -> dict[str, Any]:
+    """`deploy: false` leaves the stage out: the same as null. A validator in the class would switch off JSON mode."""
+    return {name: None if value is False and name in OPTIONAL else value for name, value in values.items()}
 
 
 def find_spec(source: str | Path) -> Path:

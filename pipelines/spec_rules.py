@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from typing import TYPE_CHECKING
 
 from components.errors import PenstockError, SpecError
+from components.serve.keys import is_loopback
 from components.tasks import get_task
 from components.tune.space import check_space
 
@@ -57,16 +57,6 @@ def _space_fits(spec: Spec) -> list[PenstockError]:
                 text = f"tune.space.model names {named}, which does not fit {spec.task}; allowed: {', '.join(allowed)}."
                 errors.append(SpecError(text, "tune.space.model"))
     return errors
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach `host`."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _host_is_guarded(spec: Spec) -> list[PenstockError]:

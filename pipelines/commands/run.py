@@ -1,0 +1,53 @@
+"""`penstock run SPEC`: data to endpoint."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from components.errors import SpecError
+from pipelines.cli import tell_error
+from pipelines.commands import parse_overrides
+from pipelines.run import Outcome, RunOptions, execute, prepare
+from pipelines.run_folder import RunFolder, penstock_home
+from pipelines.stages import ORDER
+from pipelines.summary import print_summary
+from pipelines.view import make_view
+
+
+def command(options: argparse.Namespace) -> int:
+    from pipelines.preflight import load_and_check
+    from pipelines.runner import planned
+
+    if options.until is not None and options.until not in ORDER:
+        raise SpecError(f"--until is {options.until!r}; allowed: {', '.join(ORDER)}.")
+    if options.resume and options.fresh:
+        raise SpecError("--resume and --fresh exclude each other; give one of them.")
+    run_options = RunOptions(options.until, options.fresh, options.resume, options.offline, options.debug)
+    loaded = load_and_check(options.spec, parse_overrides(options.set))
+    folder = prepare(loaded, run_options, penstock_home())
+    if not options.json:
+        print(f"run {folder.run_id}   {folder.path}", file=sys.stderr)
+    stages = [plan.name for plan in planned(folder, folder.facts())]
+    return tell(execute(folder, run_options, make_view(stages, quiet=options.json)), folder, options.json)
+
+
+def tell(outcome: Outcome, folder: RunFolder, as_json: bool) -> int:
+    """Prints how a run ended."""
+    if as_json:
+        error = {"error": _shown(outcome.error)} if outcome.error else {}
+        print(json.dumps({**outcome.result, **error}))
+    elif outcome.error:
+        tell_error(outcome.error, outcome.exit_code, as_json=False)
+        if outcome.error.get("log") and outcome.error["kind"] == "internal":
+            print(f"          the log is {Path(outcome.error['log'])}", file=sys.stderr)
+    else:
+        print_summary(outcome.result, folder)
+    return outcome.exit_code
+
+
+def _shown(error: dict[str, Any]) -> dict[str, Any]:
+    return {name: error.get(name) for name in ("kind", "message", "field", "line", "hint")}

@@ -1,0 +1,41 @@
+"""`penstock serve MODEL`: one model, from a run, the registry or a folder, on the local Ray."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+
+from components.errors import SpecError
+from components.serve.config import DeployConfig, ReplicasConfig
+from components.tracking.names import checked_name
+from pipelines.model_source import find_model
+from pipelines.ray_cluster import client_environment, ensure_ray, lease
+from pipelines.run_folder import penstock_home
+
+
+def command(options: argparse.Namespace) -> int:
+    from components.serve.deploy import check_port, deploy_model
+    from components.serve.keys import keys_file
+    from components.serve.replica import open_servable
+
+    home = penstock_home()
+    if not 0 <= options.port <= 65535 or options.replicas < 1:
+        raise SpecError("--port must be 0 to 65535 and --replicas at least 1.")
+    source = find_model(options.model)
+    name = checked_name(options.name or source.name)
+    keys_file(options.host)
+    check_port(options.host, options.port, home)
+    replicas = ReplicasConfig(min=options.replicas, max=options.replicas)
+    deploy = DeployConfig(host=options.host, port=options.port, replicas=replicas)
+    artifact = open_servable(source.ref)
+    with lease(home):
+        if not os.environ.get("RAY_ADDRESS"):
+            os.environ.update(client_environment(home))
+            os.environ["RAY_ADDRESS"] = ensure_ray(home).address
+        endpoint = deploy_model(artifact, name, source.version, deploy, home)
+    if options.json:
+        print(json.dumps({"status": "done", "name": name, "version": source.version, "endpoint": {"url": endpoint.url}}))
+    else:
+        print(f"{name} version {source.version} answers at {endpoint.url}\nend it with: penstock stop")
+    return 0

@@ -1,0 +1,46 @@
+"""`penstock run --debug`: the stages one after the other in this process, one worker, no kfp and no training group."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from components.artifacts import Ref, open_artifact
+from pipelines.ray_cluster import client_environment, compute_environment, ensure_ray
+from pipelines.run_folder import RunFolder
+from pipelines.runner import planned
+from pipelines.stages import inputs_json
+from pipelines.tracking import TrackingThread
+from pipelines.worker import REFUSED, run_stage, verdict
+
+NEED_RAY = ("tune", "deploy")
+
+
+def run_in_process(folder: RunFolder, tick: Callable[[], None]) -> None:
+    """Runs every stage of the run; an error comes up as it is, so that a debugger stops where it was raised.
+
+    Args:
+        tick: Called after each stage, to draw what is new.
+    """
+    facts = folder.facts()
+    os.environ.update(compute_environment())
+    tracking = TrackingThread(folder)
+    tracking.start()
+    outputs: dict[str, str] = {}
+    try:
+        for plan in planned(folder, facts):
+            if plan.name == "register" and _verdict(outputs["evaluate"]) == REFUSED:
+                return
+            if plan.name in NEED_RAY and not os.environ.get("RAY_ADDRESS"):
+                os.environ.update(client_environment(Path(facts.home)))
+                os.environ["RAY_ADDRESS"] = ensure_ray(Path(facts.home)).address
+            inputs = inputs_json(plan, outputs)
+            outputs[plan.name] = run_stage(folder, plan.name, plan.config, inputs, facts.code).ref.to_json()
+            tick()
+    finally:
+        tracking.stop()
+
+
+def _verdict(evaluation: str) -> str:
+    return verdict(open_artifact(Ref.from_json(evaluation)).manifest.metadata.get("gate"))

@@ -1,0 +1,95 @@
+"""What a user may call a model: a folder, a run, or a name in the registry."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from components.artifacts import Ref
+from components.artifacts.manifest import MANIFEST_NAME
+from components.errors import ArtifactError, SpecError
+from pipelines.run import tracking_uri
+from pipelines.run_folder import list_runs, penstock_home
+
+REGISTERED = re.compile(r"([A-Za-z0-9][A-Za-z0-9_-]*)(?:@([A-Za-z0-9_-]+)|/([0-9]+))?")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A model that was found.
+
+    Attributes:
+        ref: Where it lies; a bare URI when no digest is known.
+        name: What to call it on an endpoint.
+        version: Its version in the registry, or `local`.
+    """
+
+    ref: Ref | str
+    name: str
+    version: str
+
+    @property
+    def uri(self) -> str:
+        return self.ref if isinstance(self.ref, str) else self.ref.uri
+
+
+def find_model(source: str) -> ModelSource:
+    """Finds the model that `source` names: a folder (or s3://), a run, NAME, NAME@ALIAS or NAME/VERSION.
+
+    Raises:
+        SpecError: If it names none; says what was tried.
+    """
+    if source.startswith("s3://"):
+        return ModelSource(source, "model", "local")
+    if (Path(source) / MANIFEST_NAME).exists():
+        return ModelSource(str(Path(source).absolute()), "model", "local")
+    home = penstock_home()
+    for folder in list_runs(home):
+        if folder.run_id == source:
+            return _model_of_run(source, folder.read_json("result.json"))
+    match = REGISTERED.fullmatch(source)
+    if match is None or Path(source).exists():
+        raise SpecError(f"{source!r} is no model; give a model folder (with {MANIFEST_NAME}), a run, NAME or NAME@ALIAS.")
+    return _registered_model(match, home)
+
+
+def _model_of_run(run_id: str, result: dict[str, Any] | None) -> ModelSource:
+    model = (result or {}).get("compressed") or (result or {}).get("model")
+    if model is None:
+        raise SpecError(f"The run {run_id} has made no model yet; finish it with `penstock run`.")
+    registered = (result or {}).get("registered") or {}
+    name = registered.get("name") or run_id.rpartition("-")[0] or run_id
+    return ModelSource(Ref(model["uri"], model["digest"]), name, str(registered.get("version") or run_id))
+
+
+def _registered_model(match: re.Match[str], home: Path) -> ModelSource:
+    from components.tracking.registry import find_version
+
+    name, alias, version = match.groups()
+    found = find_version(name, tracking_uri(home), version=version, alias=None if version else alias or "champion")
+    if found is None:
+        raise SpecError(
+            f"No model folder, run or registered model is called {match.group(0)!r}; `penstock runs` lists the runs."
+        )
+    return ModelSource(Ref(found["uri"], found["digest"]), name, str(found["version"]))
+
+
+def predict_with(target: str, inputs: Sequence[Any], files: Sequence[Path]) -> dict[str, Any]:
+    """Asks the endpoint at the URL `target`, or predicts with the model that it names, in this process."""
+    from components.serve.client import predict, predict_local
+
+    if target.startswith(("http://", "https://")):
+        return predict(target, inputs, files)
+    source = find_model(target)
+    try:
+        answer = predict_local(source.uri, inputs, files, source.version)
+    except ArtifactError as error:
+        raise ArtifactError(f"{target} cannot be used: {error.message}") from error
+    digest = source.ref.digest if isinstance(source.ref, Ref) else None
+    if digest is not None and answer["model"]["digest"] != digest:
+        raise ArtifactError(f"{target} was altered since it was registered; run its spec again.")
+    answer["model"]["name"] = source.name
+    return answer

@@ -1,0 +1,144 @@
+"""The document that `penstock run --json` ends with, put together from what the stages' artifacts say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from components.artifacts import Artifact, Ref, open_artifact
+from components.errors import ArtifactError
+from pipelines.cache import walk_artifacts
+from pipelines.run_folder import RunFacts, RunFolder
+from pipelines.runner import planned
+from pipelines.worker import CHAMPION, verdict
+
+RESULT_SCHEMA = 1
+METRIC_KEYS = ("accuracy", "precision", "recall", "f1", "loss")
+
+
+def build_result(folder: RunFolder, status: str) -> dict[str, Any]:
+    """Every key is always there; null where its stage did not run.
+
+    Args:
+        status: done | refused | failed | stopped.
+    """
+    facts = folder.facts()
+    artifacts = _open_all(folder, facts)
+    evaluation = artifacts.get("evaluate")
+    metrics = evaluation.manifest.metadata.get("metrics", {}) if evaluation else {}
+    return {
+        "schema": RESULT_SCHEMA,
+        "run_id": facts.run_id,
+        "status": status,
+        "artifact_root": facts.artifact_root,
+        "spec_sha256": facts.spec_sha256,
+        "code_version": facts.code_version,
+        "run_folder": str(folder.path),
+        "stages": stages_of(folder, artifacts),
+        "sweep": _sweep(artifacts.get("tune")),
+        "model": _model(artifacts.get("train"), metrics),
+        "baseline": _baseline(metrics),
+        "compressed": _compressed(artifacts.get("compress"), metrics),
+        "gate": evaluation.manifest.metadata.get("gate") if evaluation else None,
+        "registered": _registered(artifacts.get("register")),
+        "endpoint": _endpoint(artifacts.get("deploy")),
+        "report": None,
+    }
+
+
+def _open_all(folder: RunFolder, facts: RunFacts) -> dict[str, Artifact]:
+    """The verified artifacts of the stages that this run finished."""
+    try:
+        refs: Mapping[str, Ref] = walk_artifacts(planned(folder, facts), facts)
+    except ArtifactError:
+        return {}
+    began = {event["stage"] for event in folder.events() if event["kind"] == "end"}
+    # register and deploy write where an earlier run may have written: they count only if this run ended them.
+    return {
+        name: open_artifact(ref) for name, ref in refs.items() if name not in ("register", "deploy") or name in began
+    }
+
+
+def stages_of(folder: RunFolder, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
+    """How each planned stage ended, with the seconds of its last attempt; `cached` if it did not run in this run."""
+    events = folder.events()
+    attempt = max((index for index, event in enumerate(events) if event["kind"] == "attempt"), default=0)
+    seconds: dict[str, float] = {}
+    begun: set[str] = set()
+    for event in events[attempt:]:
+        if event["kind"] == "begin":
+            begun.add(event["stage"])
+        if event["kind"] == "end":
+            seconds[event["stage"]] = event["metrics"]["seconds"]
+    stages = {}
+    for plan in planned(folder, folder.facts()):
+        artifact = artifacts.get(plan.name)
+        cached = artifact is not None and plan.name not in begun
+        failed = plan.name in begun and plan.name not in seconds
+        status = "done" if artifact else "failed" if failed else "skipped"
+        stages[plan.name] = {
+            "status": status,
+            "seconds": round(seconds.get(plan.name, 0.0), 3) if artifact else None,
+            "cached": cached,
+            "artifact": artifact.uri if artifact else None,
+        }
+    return stages
+
+
+def _sweep(artifact: Artifact | None) -> dict[str, Any] | None:
+    if artifact is None:
+        return None
+    best = artifact.manifest.metadata
+    return {"trials": best["trials"], "best_config": best["config"], "best_metric": best["metric"]}
+
+
+def _model(artifact: Artifact | None, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+    if artifact is None:
+        return None
+    facts = artifact.manifest.metadata
+    return {
+        "uri": artifact.uri,
+        "digest": artifact.digest,
+        "parameters": facts["parameters"],
+        "size_bytes": facts["size_bytes"],
+        "metrics": {"validation": facts["metrics"]["validation"], "test": metrics.get("trained")},
+    }
+
+
+def _baseline(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+    return {"kind": "linear", "metrics": {"test": metrics["baseline"]}} if metrics.get("baseline") else None
+
+
+def _compressed(artifact: Artifact | None, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+    if artifact is None:
+        return None
+    facts = artifact.manifest.metadata
+    keys = ("method", "size_bytes", "size_ratio", "latency_ms", "speedup")
+    return {
+        "uri": f"{artifact.uri}/model",
+        "digest": facts["model_digest"],
+        **{key: facts[key] for key in keys},
+        "metrics": {"test": metrics.get("compressed")},
+    }
+
+
+def _registered(artifact: Artifact | None) -> dict[str, Any] | None:
+    if artifact is None:
+        return None
+    record = artifact.read_json("registration.json")
+    return {key: record[key] for key in ("name", "version", "alias")}
+
+
+def _endpoint(artifact: Artifact | None) -> dict[str, Any] | None:
+    return {"url": artifact.read_json("deployment.json")["url"]} if artifact else None
+
+
+def gate_status(result: Mapping[str, Any]) -> str:
+    """`refused` when a gate was asked and the newcomer did not become champion, else `done`."""
+    gate = result["gate"]
+    return "done" if gate is None or verdict(gate) == CHAMPION else "refused"
+
+
+def log_path(folder: RunFolder) -> Path:
+    return folder.path / "logs"

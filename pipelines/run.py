@@ -1,0 +1,358 @@
+"""`penstock run`: from a spec to an endpoint. Decides which run this is, owns it, starts its runner, tells its end.
+
+    outcome = execute(prepare(loaded, options), view)
+    outcome.result["endpoint"]["url"]
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from components.errors import BusyError, PenstockError, SpecError
+from pipelines.identity import code_digest, code_version, run_identity
+from pipelines.processes import FileLock
+from pipelines.ray_cluster import lease
+from pipelines.run_folder import RunFacts, RunFolder, find_run, runs_folder
+from pipelines.spec import LoadedSpec, Spec
+
+ID_DIGITS = 10
+POLL_S = 0.2
+TERMINATE_WAIT_S = 10.0
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What the command line adds to the spec."""
+
+    until: str | None = None
+    fresh: bool = False
+    resume: str | None = None
+    offline: bool = False
+    debug: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended."""
+
+    result: dict[str, Any]
+    exit_code: int
+    error: dict[str, Any] | None = None
+
+
+class View:
+    """Sees the run's events as they come. The base draws nothing."""
+
+    def update(self, events: list[dict[str, Any]]) -> None:
+        """Told every 0.2 s what is new."""
+
+    def close(self) -> None:
+        """Told once at the end."""
+
+
+def tracking_uri(home: Path) -> str:
+    """MLflow's address: `MLFLOW_TRACKING_URI`, or a sqlite file in the home."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
+
+
+def prepare(loaded: LoadedSpec, options: RunOptions, home: Path) -> RunFolder:
+    """Finds or makes the folder of the run that `loaded` and `options` name.
+
+    Raises:
+        SpecError: If `--resume` names a run that differs from the spec now; says in what.
+    """
+    from components.data.digest import source_digest
+
+    spec = loaded.spec
+    source = source_digest(spec.data, None, home / "cache" / "sources.json")
+    identity = run_identity(spec.canonical_json(), source, options.until)
+    if options.resume is not None:
+        folder = find_run(home, options.resume)
+        refuse_changes(folder, spec, source, identity)
+        return folder
+    if options.fresh:
+        return _create(home, spec, source, identity, options)
+    existing = _newest_of(home, identity)
+    return existing or _create(home, spec, source, identity, options)
+
+
+def _newest_of(home: Path, identity: str) -> RunFolder | None:
+    """The latest run of this identity: `NAME-DIGEST`, or `NAME-DIGEST-N` after `--fresh`."""
+    pattern = f"*-{identity[:ID_DIGITS]}*"
+    folders = [RunFolder(path) for path in runs_folder(home).glob(pattern) if (path / "run.json").exists()]
+    same = [folder for folder in folders if folder.facts().identity == identity]
+    return max(same, key=lambda folder: _attempt_of(folder.run_id, identity), default=None)
+
+
+def _attempt_of(run_id: str, identity: str) -> int:
+    return int(run_id.rpartition(identity[:ID_DIGITS])[2].lstrip("-") or 1)
+
+
+def _create(home: Path, spec: Spec, source: str, identity: str, options: RunOptions) -> RunFolder:
+    latest = _newest_of(home, identity)
+    attempt = _attempt_of(latest.run_id, identity) + 1 if latest else 1
+    run_id = f"{spec.name}-{identity[:ID_DIGITS]}" + (f"-{attempt}" if attempt > 1 else "")
+    facts = RunFacts(
+        run_id=run_id,
+        identity=identity,
+        home=str(home),
+        artifact_root=os.environ.get("PENSTOCK_ARTIFACT_ROOT") or str(home / "artifacts"),
+        tracking_uri=tracking_uri(home),
+        spec_sha256=spec.sha256,
+        code_version=code_version(),
+        source_digest=source,
+        # A fresh run shares no cache entry with earlier ones, and still finds its own when it is resumed.
+        code=code_digest() + (f"+{attempt}" if attempt > 1 else ""),
+        until=options.until,
+    )
+    folder = RunFolder(runs_folder(home) / run_id)
+    folder.create(facts, spec.canonical_json())
+    return folder
+
+
+def refuse_changes(folder: RunFolder, spec: Spec, source: str, identity: str) -> None:
+    """Raises SpecError naming what changed since the run was started."""
+    facts = folder.facts()
+    if facts.identity == identity:
+        return
+    old = Spec.model_validate_json((folder.path / "spec.json").read_text()).to_dict()
+    changes = [*differences(old, spec.to_dict())]
+    if facts.source_digest != source:
+        changes.append("the content of data.source")
+    if facts.code_version != code_version():
+        changes.append(f"the code ({facts.code_version} -> {code_version()})")
+    what = "; ".join(changes) or "the last stage (--until)"
+    raise SpecError(
+        f"{folder.run_id} cannot be resumed: changed since then: {what}. Undo that, or run without --resume."
+    )
+
+
+def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
+    """`field (old -> new)` for each leaf that differs."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in sorted({*old, *new}):
+            yield from differences(old.get(key), new.get(key), f"{path}.{key}".strip("."))
+    elif old != new:
+        yield f"{path} ({old!r} -> {new!r})"
+
+
+@contextlib.contextmanager
+def owned(folder: RunFolder) -> Iterator[FileLock]:
+    """Holds the run's lock; while it is held, the stages live.
+
+    Raises:
+        BusyError: If another live command holds it.
+    """
+    lock = folder.lock()
+    if not lock.acquire(wait_s=1.0):
+        raise BusyError(
+            f"{folder.run_id} is being run by process {lock.holder()}; wait for it, or end it with "
+            f"`penstock stop {folder.run_id}`."
+        )
+    try:
+        yield lock
+    finally:
+        lock.release()
+
+
+def execute(folder: RunFolder, options: RunOptions, view: View) -> Outcome:
+    """Runs (or continues, or answers from the cache) the run of `folder` to its end."""
+    with owned(folder):
+        done = finished_result(folder)
+        if done is not None:
+            view.update(folder.events())
+            view.close()
+            return done
+        home = Path(folder.facts().home)
+        start(folder, options)
+        with lease(home):
+            exit_code = run_debug(folder, view) if options.debug else run_child(folder, view)
+        return conclude(folder, exit_code)
+
+
+def finished_result(folder: RunFolder) -> Outcome | None:
+    """The recorded outcome of a finished run, if what it promises still holds: artifacts whole, endpoint answering."""
+    from pipelines.results import build_result
+
+    recorded = folder.read_json("result.json")
+    if recorded is None or recorded["status"] not in ("done", "refused"):
+        return None
+    now = build_result(folder, recorded["status"])
+    whole = all(now["stages"][name]["artifact"] == stage["artifact"] for name, stage in recorded["stages"].items())
+    if not whole or (recorded["endpoint"] and not endpoint_is_live(folder, recorded)):
+        return None
+    for stage in recorded["stages"].values():
+        stage["cached"] = stage["artifact"] is not None
+    return Outcome(recorded, 0 if recorded["status"] == "done" else 3)
+
+
+def endpoint_is_live(folder: RunFolder, recorded: Mapping[str, Any]) -> bool:
+    from components.serve.endpoint import is_live, read_endpoint
+
+    record = read_endpoint(Path(folder.facts().home), recorded["registered"]["name"])
+    return record is not None and is_live(record)
+
+
+def start(folder: RunFolder, options: RunOptions) -> None:
+    """Checks what a run needs before anything is started, and marks a new attempt."""
+    from pipelines.preflight import check_services
+
+    facts = folder.facts()
+    first = not folder.events_path.exists()
+    champion = check_services(folder, options)
+    if first:
+        facts = replace(facts, champion=champion)
+    folder.write_facts(replace(facts, offline=options.offline, debug=options.debug))
+    folder.clear_outcome()
+    folder.context("run", folder.path).event("attempt")
+
+
+def run_child(folder: RunFolder, view: View) -> int:
+    """Runs the pipeline in its child process, drawing its events; returns 0, 1, or 130 when interrupted."""
+    with (folder.path / "logs" / "runner.log").open("ab") as log:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "pipelines.runner", str(folder.path)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env=child_environment(),
+        )
+    interrupted = Interrupt()
+    with interrupted.handling():
+        tail = EventTail(folder)
+        while child.poll() is None and not interrupted.received:
+            time.sleep(POLL_S)
+            view.update(tail.new())
+        if interrupted.received:
+            end_group(child)
+        view.update(tail.new())
+        view.close()
+    return 130 if interrupted.received else int(child.returncode != 0)
+
+
+def child_environment() -> dict[str, str]:
+    root = str(Path(__file__).resolve().parent.parent)
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
+    return {**os.environ, "PYTHONPATH": path}
+
+
+class Interrupt:
+    """Turns SIGINT, SIGTERM and SIGHUP into a flag, so that a run ends in order."""
+
+    def __init__(self) -> None:
+        self.received = False
+
+    @contextlib.contextmanager
+    def handling(self) -> Iterator[None]:
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        try:
+            previous = {number: signal.signal(number, self._note) for number in numbers}
+        except ValueError:  # not in the main thread: penstock.run() called from elsewhere
+            previous = {}
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+
+    def _note(self, *_: Any) -> None:
+        self.received = True
+
+
+def end_group(child: subprocess.Popen) -> None:
+    """Ends the runner and its steps: SIGTERM, then SIGKILL after 10 s. Ray ends the actors of a dead step itself."""
+    for number, wait_s in ((signal.SIGTERM, TERMINATE_WAIT_S), (signal.SIGKILL, 5.0)):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, number)
+        deadline = time.monotonic() + wait_s
+        while time.monotonic() < deadline:
+            child.poll()
+            try:
+                os.killpg(child.pid, 0)
+            except ProcessLookupError:
+                return
+            time.sleep(0.1)
+
+
+def run_debug(folder: RunFolder, view: View) -> int:
+    """Runs the stages one after the other in this process, where a debugger can stop in them."""
+    from pipelines.debug import run_in_process
+
+    tail = EventTail(folder)
+    try:
+        run_in_process(folder, lambda: view.update(tail.new()))
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    finally:
+        view.update(tail.new())
+        view.close()
+
+
+class EventTail:
+    """Reads what was appended to the events of a run since it was last asked."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self.path = folder.events_path
+        self.offset = self.path.stat().st_size if self.path.exists() else 0
+
+    def new(self) -> list[dict[str, Any]]:
+        import json
+
+        if not self.path.exists():
+            return []
+        with self.path.open("rb") as handle:
+            handle.seek(self.offset)
+            whole, newline, _ = handle.read().rpartition(b"\n")
+        self.offset += len(whole) + len(newline)
+        return [json.loads(line) for line in whole.splitlines() if line.strip()]
+
+
+def conclude(folder: RunFolder, child_code: int) -> Outcome:
+    """Writes and returns how the run ended."""
+    from pipelines.results import build_result, gate_status
+
+    error = folder.read_json("error.json")
+    if child_code == 130:
+        result = build_result(folder, "stopped")
+        message = f"Stopped; `penstock run` with the same spec continues {folder.run_id}."
+        error = {"kind": "interrupted", "message": message, "field": None, "line": None, "hint": None}
+        outcome = Outcome(result, 130, error)
+    elif child_code != 0:
+        error = error or PenstockError(f"The pipeline ended; see {folder.path / 'logs' / 'runner.log'}.").as_dict()
+        outcome = Outcome(build_result(folder, "failed"), int(error.get("exit_code", 1)), error)
+    else:
+        result = build_result(folder, "done")
+        result["status"] = gate_status(result)
+        outcome = Outcome(result, 0 if result["status"] == "done" else 3)
+    folder.write_result({**outcome.result, "error": outcome.error} if outcome.error else outcome.result)
+    return outcome
+
+
+def run(
+    source: str | Path | Mapping[str, Any],
+    overrides: Mapping[str, Any] | None = None,
+    options: RunOptions | None = None,
+    view: View | None = None,
+    on_start: Callable[[RunFolder], None] | None = None,
+) -> Outcome:
+    """Loads, checks and runs a spec; see `execute`."""
+    from pipelines.preflight import load_and_check
+    from pipelines.run_folder import penstock_home
+
+    home, options = penstock_home(), options or RunOptions()
+    loaded = load_and_check(source, overrides)
+    folder = prepare(loaded, options, home)
+    if on_start is not None:
+        on_start(folder)
+    return execute(folder, options, view or View())

@@ -1,0 +1,87 @@
+"""Runs the pipeline of one run folder with `kfp.local`. Run as `python -m pipelines.runner RUN_FOLDER` by the command.
+
+It is a child in a session of its own, because kfp takes over logging and `print` of its process; its output goes to
+`logs/runner.log`. It ends with 0 when the pipeline ended, 1 when a stage failed (see `error.json`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import traceback
+from pathlib import Path
+
+from components.artifacts import Ref
+from components.errors import PenstockError
+from pipelines.cache import drop_rotten_entries
+from pipelines.graph import build_pipeline
+from pipelines.ray_cluster import client_environment, compute_environment, ensure_ray
+from pipelines.run_folder import RUN_FOLDER_VARIABLE, RunFacts, RunFolder
+from pipelines.spec import Spec
+from pipelines.stages import StagePlan, plan_stages
+from pipelines.tracking import TrackingThread
+from pipelines.worker import end_with_command, record_error
+
+SYNC_POLL_S = 2.0
+
+
+def main() -> int:
+    folder = RunFolder(Path(sys.argv[1]))
+    end_with_command(folder)
+    facts = folder.facts()
+    tracking = TrackingThread(folder)
+    tracking.start()
+    try:
+        prepare_environment(folder, Path(facts.home))
+        run_pipeline(folder, facts)
+        return 0
+    except Exception as error:
+        traceback.print_exc()
+        # A failed step has told why; anything else is told here.
+        if not (folder.path / "error.json").exists():
+            record_error(folder, "pipeline", error, folder.path / "logs" / "runner.log")
+        return 1
+    finally:
+        tracking.stop()
+
+
+def prepare_environment(folder: RunFolder, home: Path) -> None:
+    """Sets what the steps inherit, and brings up Ray unless `RAY_ADDRESS` names a cluster."""
+    os.environ[RUN_FOLDER_VARIABLE] = str(folder.path)
+    os.environ.update(compute_environment())
+    temporary = folder.path / "tmp"
+    temporary.mkdir(exist_ok=True)
+    # kfp leaks a folder of `mktemp -d` for each task.
+    os.environ["TMPDIR"] = str(temporary)
+    if not os.environ.get("RAY_ADDRESS"):
+        os.environ.update(client_environment(home))
+        os.environ["RAY_ADDRESS"] = ensure_ray(home).address
+
+
+def planned(folder: RunFolder, facts: RunFacts) -> list[StagePlan]:
+    """The stages of a run, from what its folder holds."""
+    spec = Spec.model_validate_json((folder.path / "spec.json").read_text())
+    champion = Ref(**facts.champion) if facts.champion else None
+    return plan_stages(spec, facts.source_digest, facts.tracking_uri, champion, facts.until)
+
+
+def run_pipeline(folder: RunFolder, facts: RunFacts) -> None:
+    """Runs the stages; those whose valid result is in the cache are not run again."""
+    from kfp import local
+
+    home = Path(facts.home)
+    plans = planned(folder, facts)
+    drop_rotten_entries(plans, facts, home / "cache")
+    local.init(
+        runner=local.SubprocessRunner(use_venv=False),
+        pipeline_root=str(folder.path / "kfp"),
+        enable_caching=True,
+        cache_root=str(home / "cache"),
+    )
+    build_pipeline(plans, facts.code)()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

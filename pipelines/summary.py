@@ -1,0 +1,104 @@
+"""What `penstock run` prints at its end: model beside baseline, what compression bought, the gate, the endpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pipelines.run_folder import RunFolder
+
+
+def print_summary(result: Mapping[str, Any], folder: RunFolder) -> None:
+    """Prints the end of a run for a person, on standard output."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    table = metrics_table(result)
+    if table is not None:
+        console.print(table)
+    for line in [*_sweep(result), *_compression(result), *_gate(result), *_release(result)]:
+        console.print(line)
+    if result["endpoint"]:
+        print(how_to_ask(result, folder))
+
+
+def metrics_table(result: Mapping[str, Any]) -> Any:
+    """Test metrics (validation where the test split stayed closed) of model, compressed model and baseline."""
+    from rich.table import Table
+
+    model = result["model"]
+    if model is None:
+        return None
+    tested = model["metrics"]["test"] is not None
+    rows = {"model": (model, model["metrics"]["test"] if tested else model["metrics"]["validation"])}
+    if result["compressed"] and tested:
+        rows[f"compressed ({result['compressed']['method']})"] = (result["compressed"], result["compressed"]["metrics"]["test"])
+    if result["baseline"]:
+        rows["linear baseline"] = (None, result["baseline"]["metrics"]["test"])
+    names = [name for name in ("accuracy", "f1", "precision", "recall") if name in rows["model"][1]]
+    table = Table(title=f"{result['run_id']}: {'test' if tested else 'validation'} metrics", title_justify="left")
+    for column in ["", *names, "size"]:
+        table.add_column(column, justify="left" if not column else "right")
+    for label, (facts, metrics) in rows.items():
+        values = [f"{metrics[name]:.4f}" if name in (metrics or {}) else "" for name in names]
+        table.add_row(label, *values, megabytes(facts["size_bytes"]) if facts else "")
+    return table
+
+
+def megabytes(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:.2f} MB" if size_bytes >= 1e5 else f"{size_bytes / 1e3:.1f} kB"
+
+
+def _sweep(result: Mapping[str, Any]) -> list[str]:
+    sweep = result["sweep"]
+    if sweep is None:
+        return []
+    best = sweep["best_metric"]
+    return [f"sweep       {sweep['trials']} trials, best {best['name']} {best['value']:.4f} on {best['split']}"]
+
+
+def _compression(result: Mapping[str, Any]) -> list[str]:
+    compressed = result["compressed"]
+    if compressed is None:
+        return []
+    return [
+        f"compressed  {compressed['method']}: {compressed['size_ratio']:.2f}x smaller, {compressed['speedup']:.2f}x as fast "
+        f"as float32, p50 {compressed['latency_ms']['p50']:.3f} ms, p99 {compressed['latency_ms']['p99']:.3f} ms"
+    ]
+
+
+def _gate(result: Mapping[str, Any]) -> list[str]:
+    gate = result["gate"]
+    if gate is None:
+        return []
+    word = "[green]passed[/green]" if gate["passed"] else "[red]refused[/red]"
+    if gate.get("difference") is None:
+        return [f"gate        {word}: {gate.get('reason') or gate['test']}"]
+    low, high = gate["interval"]
+    return [
+        f"gate        {word}: {gate['metric']} {gate['difference']:+.4f} "
+        f"(\\[{low:+.4f}, {high:+.4f}]) against a tolerance of {gate['tolerance']}, n = {gate['n']}, {gate['test']}"
+    ]
+
+
+def _release(result: Mapping[str, Any]) -> list[str]:
+    registered = result["registered"]
+    if registered is None:
+        return ["registered  nothing"] if result["gate"] is None or not result["gate"]["passed"] else []
+    return [f"registered  {registered['name']} version {registered['version']}, {registered['alias']}"]
+
+
+def how_to_ask(result: Mapping[str, Any], folder: RunFolder) -> str:
+    """The endpoint, a curl line that works as printed, and how to end it."""
+    from components.artifacts.local_store import local_path
+    from components.serve.client import curl_example, sample_input
+
+    url = result["endpoint"]["url"]
+    model = (result["compressed"] or result["model"])["uri"]
+    dataset = result["stages"]["data"]["artifact"]
+    lines = [f"\nendpoint    {url}"]
+    if "s3://" not in f"{model}{dataset}":
+        sample = sample_input(local_path(dataset), local_path(model))
+        lines.append(f"ask it      {curl_example(sample, url, Path(folder.path) / 'sample-request.json')}")
+    return "\n".join([*lines, "end it      penstock stop"])
