@@ -38,7 +38,7 @@ def build_pipeline(plans: Sequence[StagePlan], code: str) -> BaseComponent:
         outputs[name] = task.output
 
     @dsl.pipeline(name="penstock")
-    def penstock() -> None:
+    def penstock():  # kfp takes an annotation `-> None` for an output
         for plan in plans:
             if plan.name not in ("register", "deploy"):
                 add(plan.name)

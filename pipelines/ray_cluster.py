@@ -121,7 +121,14 @@ def compute_environment() -> dict[str, str]:
     The operators that `make install` built are used from the virtual environment they belong to: in the common cache
     another build would make ninja rebuild them, and a killed build leaves a lock on which all later ones hang.
     """
-    environment = {"TORCH_EXTENSIONS_DIR": str(Path(sys.prefix) / "torch_extensions"), "TOKENIZERS_PARALLELISM": "false"}
+    folder = str(Path(sys.executable).parent)
+    others = [entry for entry in os.environ.get("PATH", "").split(os.pathsep) if entry and entry != folder]
+    environment = {
+        "TORCH_EXTENSIONS_DIR": str(Path(sys.prefix) / "torch_extensions"),
+        "TOKENIZERS_PARALLELISM": "false",
+        # ninja lies beside our Python, which need not be on the PATH of whoever started us.
+        "PATH": os.pathsep.join([folder, *others]),
+    }
     if not Path("/dev/nvidiactl").exists():
         environment["DS_ACCELERATOR"] = "cpu"
     return environment
