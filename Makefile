@@ -23,7 +23,7 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install system-packages ops demo test test-faults test-faults-full test-gpu lint types check format lock clean
+.PHONY: help install system-packages ops warm-imports demo test test-faults test-faults-full test-gpu lint types check format lock clean
 
 help:  ## Lists the targets
 	@awk -F ':.*## ' '/^[a-zA-Z%-]+:.*## / {sub("%", "NAME", $$1); printf "  make %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -63,8 +63,7 @@ ops:  ## Builds DeepSpeed's CPU ops cpu_adam and deepspeed_shm_comm, unless they
 		|| { cat $(VENV)/ops.log; exit 1; }
 
 # Compiles what a run imports, and no more: all of site-packages would take three times as long.
-.PHONY: warm-imports
-warm-imports:
+warm-imports:  ## Compiles the Python that a run imports
 	@$(BIN)/python -W ignore -c 'import ray.train.torch, ray.tune, ray.serve, ray.data, kfp.local, mlflow, optuna, onnxruntime, onnxscript, kornia, sklearn.linear_model, transformers.models.vit.modeling_vit' >$(VENV)/imports.log 2>&1 \
 		|| { cat $(VENV)/imports.log; exit 1; }
 
