@@ -45,8 +45,8 @@ def write_digits(path: Path, rows: int) -> Path:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from components.data.preflight import plan_roles
     from components.data.config import DataConfig
+    from components.data.preflight import plan_roles
     from components.data.read import read_unit
     from components.data.source import find_source
     from components.data.units import plan_units

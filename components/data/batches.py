@@ -128,9 +128,8 @@ class SelectRows:
 
 
 def changed(unit: Unit, row: int) -> DataError:
-    return DataError(
-        f"{row_name(unit, min(row, len(unit.files) - 1) if unit.labels else row)} changed while it was read; start again."
-    )
+    known = min(row, len(unit.files) - 1) if unit.labels else row
+    return DataError(f"{row_name(unit, known)} changed while it was read; start again.", field="data.source")
 
 
 @dataclass(frozen=True)

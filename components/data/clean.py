@@ -93,7 +93,7 @@ def check_corrupt(problems: dict[int, str], total: int, config: DataConfig, name
     if len(problems) > config.max_corrupt * total:
         row, reason = next(iter(problems.items()))
         raise DataError(
-            f"{len(problems)} of {total} rows cannot be used, more than data.max_corrupt {config.max_corrupt:g} allows; "
+            f"{len(problems)} of {total} rows cannot be used, data.max_corrupt allows {config.max_corrupt:g} of them; "
             f"the first is {name_row(row)}: {reason}.",
             field="data.max_corrupt",
         )
@@ -216,6 +216,6 @@ def rare_message(rare: dict[str, int]) -> str:
     names = ", ".join(f"{name!r} ({count})" for name, count in list(rare.items())[:5])
     more = f" and {len(rare) - 5} more" if len(rare) > 5 else ""
     return (
-        f"Too few distinct rows with the label {names}{more}: each class needs {MIN_CLASS_ROWS}, one for each of train, "
+        f"Too few distinct rows with the label {names}{more}: each class needs {MIN_CLASS_ROWS}, for train, "
         "validation and test; add rows or set data.rare: drop."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from components.data.batches import DROPPED, Item
@@ -57,7 +58,7 @@ def parts_by_unit(index: pa.Table, kept: np.ndarray, parts: np.ndarray, units: i
     all_parts = np.full(index.num_rows, DROPPED, np.int8)
     all_parts[kept] = parts
     bounds = np.searchsorted(index.column("unit").to_numpy(), np.arange(units + 1))
-    return [all_parts[start:stop].tobytes() for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+    return [all_parts[start:stop].tobytes() for start, stop in pairwise(bounds)]
 
 
 def summarise(values: Any) -> dict[str, float]:

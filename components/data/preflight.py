@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from components.data.batches import IndexRows
 from components.data.clean import clean_rows
@@ -20,6 +21,9 @@ from components.data.split import split_rows
 from components.data.units import open_parquet, plan_units
 from components.errors import DataError, PenstockError
 from components.tasks import get_task
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 CHECK_TIME_S = 6.0
 """Reading stops after this long: `check` answers within ten seconds, however large the source."""
@@ -155,7 +159,7 @@ def parquet_columns(path: str) -> dict[str, str]:
     return {field.name: kind_of(field.type) for field in open_parquet(path).schema_arrow}
 
 
-def kind_of(data_type) -> str:  # noqa: ANN001 - pyarrow is imported below
+def kind_of(data_type: pa.DataType) -> str:
     """A type as users call it: widths of the same kind of value are no drift."""
     from pyarrow import types
 

@@ -57,7 +57,7 @@ def open_file(path: str) -> BinaryIO | pa.NativeFile:
         from components.data.s3_source import open_object
 
         return open_object(path)
-    return open(path, "rb")  # noqa: SIM115 - the readers close it
+    return open(path, "rb")
 
 
 def read_unit(unit: Unit, roles: Roles) -> Iterator[pa.Table]:

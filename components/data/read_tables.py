@@ -25,7 +25,8 @@ def read_csv(unit: Unit, roles: Roles) -> Iterator[RawRow]:
     """Streams a CSV file with a header. Every cell is text; rows with too many or too few cells are corrupt."""
     import pyarrow as pa
 
-    path, invalid = unit.files[0], []
+    path = unit.files[0]
+    invalid: list[str] = []
     try:
         with open_file(path) as handle:
             for batch in open_csv(handle, roles, invalid):

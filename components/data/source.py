@@ -45,6 +45,7 @@ def find_source(uri: str, base: Path | None = None) -> Source:
     """
     if uri.startswith("builtin://"):
         return Source(uri, "digits", (digits_file(uri),))
+    root: Path | PurePosixPath | None
     if uri.startswith("s3://"):
         from components.data.s3_source import list_objects
 

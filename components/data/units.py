@@ -5,9 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
 
 from components.data.source import Source, SourceKind
 from components.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
 
 IMAGES_PER_UNIT = 256
 ROW_GROUP_ROWS = 65_536
@@ -37,7 +41,10 @@ class Unit:
     @classmethod
     def from_json(cls, text: str) -> Unit:
         raw = json.loads(text)
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in raw.items()})
+        groups = raw["row_groups"]
+        return cls(
+            raw["kind"], tuple(raw["files"]), tuple(raw["labels"]), tuple(groups) if groups else None, raw["first_row"]
+        )
 
 
 def plan_units(source: Source) -> list[Unit]:
@@ -65,7 +72,7 @@ def parquet_units(path: str) -> Iterator[Unit]:
             start, first_row, rows = group + 1, first_row + rows, 0
 
 
-def open_parquet(path: str):  # noqa: ANN201 - pyarrow is imported below
+def open_parquet(path: str) -> pq.ParquetFile:
     """A Parquet file, its footer read.
 
     Raises:

@@ -90,7 +90,7 @@ class Task(ABC):
         """Why a raw feature value is corrupt (an image that does not decode), or None."""
 
     def describe(self, value: Any) -> dict[str, int]:
-        """Measures of a sound raw value for the data report (`height`, `width`, `characters`), the same keys each time."""
+        """Measures of a sound raw value for the data report: `height`, `width` and `channels`, or `characters`."""
         return {}
 
     @abstractmethod

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +18,12 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     from tokenizers import Tokenizer
+    from tokenizers.normalizers import Normalizer
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 PAD_TOKEN_ID = 0
+SPACE_MARK = "\u2581"
+MIN_ALPHABET = 8
 MAX_CHARACTERS_PER_TOKEN = 64
 """A text is cut at this many characters a token before it is tokenised: BPE is slow on one endless word."""
 
@@ -142,35 +146,58 @@ class TextClassification(Classification):
         return {"characters": len(value)}
 
 
-def texts_of(rows: Iterable[pa.Table], config: TextConfig) -> Iterator[str]:
+def texts_of(rows: Iterable[pa.Table], config: TextConfig) -> list[str]:
+    """The texts, cut: at most 100,000 of them, which the stage has sampled."""
     limit = config.max_length * MAX_CHARACTERS_PER_TOKEN
-    return (text[:limit] for table in rows for text in table.column("text").to_pylist())
+    return [text[:limit] for table in rows for text in table.column("text").to_pylist()]
 
 
-def train_tokenizer(texts: Iterator[str], config: TextConfig) -> Tokenizer:
+def train_tokenizer(texts: Sequence[str], config: TextConfig) -> Tokenizer:
     """Byte-pair encoding within words and punctuation marks (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909).
 
-    `##` marks a piece that goes on inside a word. The same texts in any order give the same vocabulary.
+    Each word and each punctuation mark begins with SPACE_MARK, so that a piece inside a word is another token. The same texts in any order give the same vocabulary.
     """
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
-    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]", continuing_subword_prefix="##"))
-    steps = [normalizers.NFC(), *([normalizers.Lowercase()] if config.lowercase else [])]
-    tokenizer.normalizer = normalizers.Sequence(steps)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    # No `continuing_subword_prefix`: with it, `tokenizers` 0.23 numbers the letters in the order of a hash map.
+    tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
+    tokenizer.normalizer = make_normalizer(config)
+    marker = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), marker])
+    alphabet = choose_alphabet((tokenizer.normalizer.normalize_str(text) for text in texts), config.vocab_size)
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocab_size,
         min_frequency=2,
-        # Rare characters become [UNK]; without a limit a CJK corpus fills a small vocabulary with single signs.
-        limit_alphabet=max(config.vocab_size // 4, 8),
+        initial_alphabet=alphabet,
+        limit_alphabet=len(alphabet),
         special_tokens=list(SPECIAL_TOKENS),
-        continuing_subword_prefix="##",
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
     specials = [(token, SPECIAL_TOKENS.index(token)) for token in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=specials)
     return tokenizer
+
+
+def make_normalizer(config: TextConfig) -> Normalizer:
+    """Unicode NFC, white space as single spaces, and lower case if asked for."""
+    from tokenizers import Regex, normalizers
+
+    case = [normalizers.Lowercase()] if config.lowercase else []
+    return normalizers.Sequence([normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), *case])
+
+
+def choose_alphabet(texts: Iterable[str], vocab_size: int) -> list[str]:
+    """The commonest characters, at most a quarter of the vocabulary (a CJK corpus would fill it with single signs).
+
+    Chosen here and not by `limit_alphabet`, which breaks ties by chance; the other characters become [UNK].
+    """
+    counts: Counter[str] = Counter()
+    for text in texts:
+        counts.update(text)
+    counts.pop(" ", None)
+    common = sorted(counts, key=lambda character: (-counts[character], character))
+    return [SPACE_MARK, *common[: max(vocab_size // 4, MIN_ALPHABET)]]
 
 
 def prepare_tokenizer(tokenizer: Tokenizer, max_length: int) -> Tokenizer:
