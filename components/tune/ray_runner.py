@@ -169,9 +169,11 @@ def make_trainable(settings: TrialSettings, train: TrainFunction, threads: int) 
         torch.set_num_threads(threads)
 
         def send(message: Message) -> bool:
-            # As one string, because Tune flattens and fills what it is given. When the scheduler says stop, Tune
-            # ends this thread from within report().
-            tune.report({"message": json.dumps(message)})
+            # As one string, because Tune flattens what it is given. On a stop, Tune exits from within report().
+            try:
+                tune.report({"message": json.dumps(message)})
+            except SystemExit:
+                return False
             return True
 
         run_trial(settings, config["number"], json.loads(config["values"]), train, send)

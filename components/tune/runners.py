@@ -6,11 +6,12 @@ Runners only carry messages: every decision is the sweep's, and it is in the jou
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 
 from components.errors import StageError
 from components.tune.sweep import Sweep
-from components.tune.trial import Message, TrainFunction, TrialSettings, run_trial
+from components.tune.trial import Message, TrainFunction, TrialSettings, TrialStopped, run_trial
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ def run_here(sweep: Sweep, settings: TrialSettings, train: TrainFunction) -> Non
     """Runs the trials one after the other in this process."""
     while (trial := sweep.next_trial()) is not None:
         carrier = _Carrier(sweep, trial.number)
-        run_trial(settings, trial.number, trial.config, train, carrier.send)
+        with suppress(TrialStopped):
+            run_trial(settings, trial.number, trial.config, train, carrier.send)
         if carrier.error is not None:
             raise carrier.error
         remove_checkpoints(sweep, settings)

@@ -21,8 +21,14 @@ Send = Callable[[Message], bool]
 """Delivers a message and says whether the trial goes on."""
 
 
-class TrialStopped(Exception):
-    """Raised out of a report when the sweep stops the trial."""
+class TrialStopped(SystemExit):
+    """Raised out of a report when the sweep stops the trial.
+
+    A SystemExit, so that no `except Exception` on its way holds it up, and Tune takes it for a quiet end of its thread.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(0)
 
 
 @dataclass(frozen=True)
@@ -81,20 +87,24 @@ class TrialWorker:
 def run_trial(
     settings: TrialSettings, number: int, config: Mapping[str, Any], train: TrainFunction, send: Send
 ) -> None:
-    """Trains to the end, to a stop or to an error, and sends the outcome. An error of the trial goes no further."""
+    """Trains to the end or to an error and sends the outcome. An error of the trial goes no further.
+
+    Raises:
+        TrialStopped: When the sweep stops the trial; there is nothing to send then.
+    """
     folder = settings.folder(number)
     folder.mkdir(parents=True, exist_ok=True)
     try:
         train(settings.job(number, config), TrialWorker(send))
     except TrialStopped:
-        return
-    except Exception as error:  # noqa: BLE001 - recorded with its trial; the others go on
+        raise
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - recorded with its trial; the others go on
         send(failure(error, folder))
     else:
         send({"state": "finished"})
 
 
-def failure(error: Exception, folder: Path) -> Message:
+def failure(error: BaseException, folder: Path) -> Message:
     """What the sweep is told of an error. A full disk is no fault of the trial: every other one would meet it too."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return {"state": "fatal", "reason": f"the disk of {folder.parent.parent} is full; make room and run again"}
