@@ -59,7 +59,7 @@ def _post(url: str, content: bytes, content_type: str, api_key: str | None) -> d
     if not url.startswith(("http://", "https://")):
         raise SpecError(f"{url!r} is no endpoint; give a URL that begins with http:// or https://.")
     headers = {"Content-Type": content_type, **api_key_header(api_key)}
-    request = urllib.request.Request(f"{url.rstrip('/')}/v1/predict", data=content, headers=headers)  # noqa: S310
+    request = urllib.request.Request(f"{url.rstrip('/')}/v1/predict", data=content, headers=headers)
     # No redirect is followed and no proxy asked: the key and the inputs go to the named endpoint alone.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _NoRedirect)
     try:

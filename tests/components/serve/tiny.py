@@ -40,7 +40,10 @@ def image_graph(seed: int):
     from onnx import TensorProto, helper, numpy_helper
 
     weights = np.random.default_rng(seed).normal(size=(16, len(CLASSES))).astype(np.float32)
-    nodes = [helper.make_node("Flatten", ["pixel_values"], ["flat"]), helper.make_node("MatMul", ["flat", "w"], ["logits"])]
+    nodes = [
+        helper.make_node("Flatten", ["pixel_values"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "w"], ["logits"]),
+    ]
     inputs = [helper.make_tensor_value_info("pixel_values", TensorProto.FLOAT, ["batch", 1, 4, 4])]
     return nodes, inputs, [numpy_helper.from_array(weights, "w")]
 

@@ -1,0 +1,73 @@
+"""The `register` stage: puts the model that passed the gate into the MLflow registry as the challenger."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from components.artifacts import Artifact, Ref, open_artifact, write_artifact
+from components.config import Config
+from components.context import Context
+from components.errors import StageError
+from components.tracking.client import shown_uri
+from components.tracking.names import checked_name
+
+
+class StageConfig(Config):
+    """What the stage reads."""
+
+    name: str
+
+
+def run(config: StageConfig, inputs: Mapping[str, Ref], output: str, context: Context) -> Artifact:
+    """Registers `model` with its lineage.
+
+    Raises:
+        StageError: If the gate refused the model, or the registry does not answer (nothing is lost: run again).
+    """
+    from components.tracking.registry import CHALLENGER, register_model
+
+    name = checked_name(config.name)
+    model = open_artifact(inputs["model"], kind="model")
+    evaluation = open_artifact(inputs["evaluation"], kind="evaluation")
+    gate = checked_gate(evaluation)
+    registered = register_model(model, name, lineage(model, evaluation, gate, context), context.tracking_uri)
+    context.track("tags", tags={"penstock.registered": f"{name}/{registered.version}"})
+    values = {
+        "name": name,
+        "version": registered.version,
+        "alias": CHALLENGER,
+        "digest": registered.digest,
+        "tracking_uri": shown_uri(context.tracking_uri),
+    }
+    with write_artifact(output, "registration", inputs, context) as draft:
+        draft.write_json("registration.json", values)
+        draft.metadata = values
+    assert draft.artifact is not None
+    return draft.artifact
+
+
+def checked_gate(evaluation: Artifact) -> Mapping[str, Any]:
+    """The gate's verdict, if it lets the model into the registry: at most the comparison with the champion failed."""
+    gate = evaluation.manifest.metadata.get("gate")
+    if gate is None:
+        raise StageError("The model was not tested at a gate (there is no test split); it is not registered.")
+    failed = {part.get("part") for part in gate.get("parts", ()) if not part.get("passed")}
+    if not gate["passed"] and failed != {"champion"}:
+        raise StageError("The gate refused this model; it is not registered.")
+    return gate
+
+
+def lineage(model: Artifact, evaluation: Artifact, gate: Mapping[str, Any], context: Context) -> dict[str, str]:
+    """Tags that lead from a version back to the data, the code and the decision it came from."""
+    return {
+        "penstock.run_id": context.run_id,
+        "penstock.spec_sha256": context.spec_sha256,
+        "penstock.code_version": context.code_version,
+        "penstock.evaluation_digest": evaluation.digest,
+        "penstock.dataset_digest": evaluation.manifest.inputs.get("dataset", ""),
+        "penstock.model_kind": str(model.manifest.metadata.get("method") or "trained"),
+        "penstock.gate": json.dumps(gate, sort_keys=True, default=str)[:4000],
+        "penstock.gate_passed": str(bool(gate["passed"])).lower(),
+    }

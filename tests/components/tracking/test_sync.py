@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from components.context import Context
+from components.errors import UnavailableError
+from components.tracking.client import EXPERIMENT, check_tracking, make_client
+from components.tracking.sync import STATE, MlflowSync
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Context:
+    """A run whose journal has what a sweep and a training write."""
+    run_folder = tmp_path / "runs" / "digits-0a1b"
+    run_folder.mkdir(parents=True)
+    context = Context(
+        "digits-0a1b", "tune", tmp_path, run_folder, tmp_path, tracking_uri=f"sqlite:///{tmp_path}/mlflow.db"
+    )
+    context.track("params", params={"train": {"epochs": 3}, "seed": 0})
+    for step in range(3):
+        context.track("metrics", step=step, metrics={"loss": 1.0 / (step + 1)})
+        context.track("metrics", run="tune/0", step=step, metrics={"accuracy": 0.5 + step / 10})
+    context.track("tags", run="tune/0", tags={"state": "finished"})
+    return context
+
+
+def carrier(context: Context) -> MlflowSync:
+    return MlflowSync(context.run_folder, context.tracking_uri, "digits", {"owner": "me"})
+
+
+def runs_by_path(context: Context) -> dict:
+    client = make_client(context.tracking_uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    return {run.data.tags["penstock.path"]: run for run in client.search_runs([experiment.experiment_id])}
+
+
+def test_journal_becomes_nested_runs_exactly_once_even_if_sent_twice(journal: Context) -> None:
+    carrier(journal).sync()
+    (journal.run_folder / STATE).unlink()  # as if killed between sending and writing down
+    carrier(journal).sync()
+    runs = runs_by_path(journal)
+    assert set(runs) == {"", "tune", "tune/0"}
+    root, sweep, trial = runs[""], runs["tune"], runs["tune/0"]
+    assert sweep.data.tags["mlflow.parentRunId"] == root.info.run_id
+    assert trial.data.tags["mlflow.parentRunId"] == sweep.info.run_id
+    assert root.data.params == {"train.epochs": "3", "seed": "0"}
+    history = make_client(journal.tracking_uri).get_metric_history(root.info.run_id, "loss")
+    assert [(item.step, item.value) for item in history] == [(0, 1.0), (1, 0.5), (2, pytest.approx(1 / 3))]
+
+
+def test_lines_written_later_are_carried_and_a_torn_one_waits(journal: Context) -> None:
+    sync = carrier(journal)
+    sync.sync()
+    torn = json.dumps({"time_ms": 1, "kind": "metrics", "run": None, "step": 9, "metrics": {"late": 1.0}}).encode()
+    with (journal.run_folder / "tracking.jsonl").open("ab") as handle:
+        handle.write(torn[:20])
+    assert sync.sync() == 20
+    with (journal.run_folder / "tracking.jsonl").open("ab") as handle:
+        handle.write(torn[20:] + b"\n")
+    assert sync.sync() == 0
+    assert runs_by_path(journal)[""].data.metrics["late"] == 1.0
+
+
+def test_finish_ends_the_run_and_what_is_open_below_it(journal: Context) -> None:
+    journal.track("status", run="tune/0", status="finished")
+    carrier(journal).finish("failed")
+    status = {path: run.info.status for path, run in runs_by_path(journal).items()}
+    assert status == {"": "FAILED", "tune": "FAILED", "tune/0": "FINISHED"}
+
+
+def test_value_that_mlflow_refuses_is_counted_and_the_rest_goes_on(journal: Context) -> None:
+    sync = carrier(journal)
+    sync.sync()
+    journal.track("params", params={"seed": 1, "fresh": 2})
+    sync.sync()
+    assert sync.rejected == 1
+    assert runs_by_path(journal)[""].data.params["fresh"] == "2"
+
+
+def test_server_that_never_answers_keeps_the_journal_and_says_so(
+    journal: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        sync = MlflowSync(journal.run_folder, f"http://127.0.0.1:{server.getsockname()[1]}", "digits", {})
+        with pytest.raises(UnavailableError):
+            sync.sync()
+        assert sync.unsent_bytes == (journal.run_folder / "tracking.jsonl").stat().st_size
+    carrier(journal).sync()  # the server is back, elsewhere
+    assert carrier(journal).unsent_bytes == 0
+
+
+def test_server_that_answers_garbage_is_survived(journal: Context) -> None:
+    def garbage(server: socket.socket) -> None:
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:
+                return
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\nConnection: close\r\n\r\n<html>")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        threading.Thread(target=garbage, args=(server,), daemon=True).start()
+        with pytest.raises(UnavailableError):
+            MlflowSync(journal.run_folder, f"http://127.0.0.1:{server.getsockname()[1]}", "digits", {}).sync()
+        assert check_tracking(f"http://127.0.0.1:{server.getsockname()[1]}") is None  # it does answer 200
+        server.shutdown(socket.SHUT_RDWR)
+
+
+def test_check_names_what_cannot_be_used(tmp_path: Path) -> None:
+    assert check_tracking(f"sqlite:///{tmp_path}/new/mlflow.db") is None
+    (tmp_path / "file").touch()
+    started = time.monotonic()
+    for uri in (f"sqlite:///{tmp_path}/file/mlflow.db", "http://127.0.0.1:9", "ftp://x", f"sqlite:///{tmp_path}"):
+        error = check_tracking(uri)
+        assert isinstance(error, UnavailableError) and error.exit_code == 2
+    secret = check_tracking("http://me:hunter2@127.0.0.1:9")
+    assert secret is not None and "hunter2" not in secret.message
+    assert time.monotonic() - started < 30
