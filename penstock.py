@@ -1,9 +1,9 @@
 """Penstock from Python; the same code as the command line.
 
-    import penstock
-    run = penstock.run("digits", {"train.epochs": 5})
-    print(run.result["compressed"]["metrics"]["test"]["accuracy"], run.url)
-    penstock.predict(run.url, inputs=[[[0, 0], [0, 0]]])
+import penstock
+run = penstock.run("digits", {"train.epochs": 5})
+print(run.result["compressed"]["metrics"]["test"]["accuracy"], run.url)
+penstock.predict(run.url, inputs=[[[0, 0], [0, 0]]])
 """
 
 from __future__ import annotations

@@ -16,7 +16,9 @@ from typing import Any, NoReturn
 
 from components.errors import PenstockError, SpecError
 
-EPILOG = "exit codes: 0 done, 1 a stage failed, 2 spec, arguments or data are wrong, 3 the gate refused, 130 interrupted"
+EPILOG = (
+    "exit codes: 0 done, 1 a stage failed, 2 spec, arguments or data are wrong, 3 the gate refused, 130 interrupted"
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -54,7 +56,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 def _takes_spec(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("spec", help="a spec file, or the name of a recipe")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a field, e.g. train.epochs=5")
+    parser.add_argument(
+        "--set", action="append", default=[], metavar="KEY=VALUE", help="override a field, e.g. train.epochs=5"
+    )
 
 
 def _add_run(parser: argparse.ArgumentParser) -> None:

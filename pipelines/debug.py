@@ -12,7 +12,7 @@ from pipelines.run_folder import RunFolder
 from pipelines.runner import planned
 from pipelines.stages import inputs_json
 from pipelines.tracking import TrackingThread
-from pipelines.worker import REFUSED, run_stage, verdict
+from pipelines.worker import CHAMPION, REFUSED, run_stage, verdict
 
 NEED_RAY = ("tune", "deploy")
 
@@ -28,18 +28,22 @@ def run_in_process(folder: RunFolder, tick: Callable[[], None]) -> None:
     tracking = TrackingThread(folder)
     tracking.start()
     outputs: dict[str, str] = {}
+    status = "failed"
     try:
         for plan in planned(folder, facts):
             if plan.name == "register" and _verdict(outputs["evaluate"]) == REFUSED:
-                return
+                break
+            if plan.name == "deploy" and _verdict(outputs["evaluate"]) != CHAMPION:
+                break
             if plan.name in NEED_RAY and not os.environ.get("RAY_ADDRESS"):
                 os.environ.update(client_environment(Path(facts.home)))
                 os.environ["RAY_ADDRESS"] = ensure_ray(Path(facts.home)).address
             inputs = inputs_json(plan, outputs)
             outputs[plan.name] = run_stage(folder, plan.name, plan.config, inputs, facts.code).ref.to_json()
             tick()
+        status = "done"
     finally:
-        tracking.stop()
+        tracking.stop(status)
 
 
 def _verdict(evaluation: str) -> str:

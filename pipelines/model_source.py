@@ -52,7 +52,9 @@ def find_model(source: str) -> ModelSource:
             return _model_of_run(source, folder.read_json("result.json"))
     match = REGISTERED.fullmatch(source)
     if match is None or Path(source).exists():
-        raise SpecError(f"{source!r} is no model; give a model folder (with {MANIFEST_NAME}), a run, NAME or NAME@ALIAS.")
+        raise SpecError(
+            f"{source!r} is no model; give a model folder (with {MANIFEST_NAME}), a run, NAME or NAME@ALIAS."
+        )
     return _registered_model(match, home)
 
 
@@ -66,15 +68,11 @@ def _model_of_run(run_id: str, result: dict[str, Any] | None) -> ModelSource:
 
 
 def _registered_model(match: re.Match[str], home: Path) -> ModelSource:
-    from components.tracking.registry import find_version
+    from components.tracking.registry import CHAMPION, fetch_model
 
     name, alias, version = match.groups()
-    found = find_version(name, tracking_uri(home), version=version, alias=None if version else alias or "champion")
-    if found is None:
-        raise SpecError(
-            f"No model folder, run or registered model is called {match.group(0)!r}; `penstock runs` lists the runs."
-        )
-    return ModelSource(Ref(found["uri"], found["digest"]), name, str(found["version"]))
+    artifact, number = fetch_model(name, version or alias or CHAMPION, tracking_uri(home))
+    return ModelSource(artifact.ref, name, number)
 
 
 def predict_with(target: str, inputs: Sequence[Any], files: Sequence[Path]) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def check_services(folder: RunFolder, options: RunOptions) -> dict[str, str] | N
         check_port(spec.deploy.host, spec.deploy.port, home)
     if options.offline:
         return None
-    from components.tracking.sync import check_tracking
+    from components.tracking.client import check_tracking
 
     raise_if(check_tracking(facts.tracking_uri))
     return reigning_champion(home, spec, facts.tracking_uri) if spec.registry is not None else None

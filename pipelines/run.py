@@ -1,7 +1,7 @@
 """`penstock run`: from a spec to an endpoint. Decides which run this is, owns it, starts its runner, tells its end.
 
-    outcome = execute(prepare(loaded, options), view)
-    outcome.result["endpoint"]["url"]
+outcome = execute(prepare(loaded, options), view)
+outcome.result["endpoint"]["url"]
 """
 
 from __future__ import annotations
@@ -71,9 +71,10 @@ def prepare(loaded: LoadedSpec, options: RunOptions, home: Path) -> RunFolder:
         SpecError: If `--resume` names a run that differs from the spec now; says in what.
     """
     from components.data.digest import source_digest
+    from components.data.stage import digest_cache
 
     spec = loaded.spec
-    source = source_digest(spec.data, None, home / "cache" / "sources.json")
+    source = source_digest(spec.data, None, digest_cache(home))
     identity = run_identity(spec.canonical_json(), source, options.until)
     if options.resume is not None:
         folder = find_run(home, options.resume)

@@ -1,9 +1,9 @@
 """What a run leaves under `PENSTOCK_HOME/runs/RUN_ID`, and who owns it.
 
-    spec.json      the resolved spec          run.json       facts that every stage of the run needs
-    lock           held by the live command   events.jsonl   progress, drawn by the terminal view
-    tracking.jsonl what goes to MLflow        logs/          one file a stage, and runner.log
-    error.json     why it failed, if it did   result.json    what `penstock run --json` printed at the end
+spec.json      the resolved spec          run.json       facts that every stage of the run needs
+lock           held by the live command   events.jsonl   progress, drawn by the terminal view
+tracking.jsonl what goes to MLflow        logs/          one file a stage, and runner.log
+error.json     why it failed, if it did   result.json    what `penstock run --json` printed at the end
 """
 
 from __future__ import annotations

@@ -6,10 +6,9 @@ It is a child in a session of its own, because kfp takes over logging and `print
 
 from __future__ import annotations
 
-import json
 import os
+import signal
 import sys
-import threading
 import traceback
 from pathlib import Path
 
@@ -24,8 +23,6 @@ from pipelines.stages import StagePlan, plan_stages
 from pipelines.tracking import TrackingThread
 from pipelines.worker import end_with_command, record_error
 
-SYNC_POLL_S = 2.0
-
 
 def main() -> int:
     folder = RunFolder(Path(sys.argv[1]))
@@ -33,18 +30,23 @@ def main() -> int:
     facts = folder.facts()
     tracking = TrackingThread(folder)
     tracking.start()
+    status = "stopped"
+    # As an exception, so that MLflow is told; the steps get the signal too and end by themselves.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))
     try:
         prepare_environment(folder, Path(facts.home))
         run_pipeline(folder, facts)
+        status = "done"
         return 0
     except Exception as error:
+        status = "failed"
         traceback.print_exc()
         # A failed step has told why; anything else is told here.
         if not (folder.path / "error.json").exists():
             record_error(folder, "pipeline", error, folder.path / "logs" / "runner.log")
         return 1
     finally:
-        tracking.stop()
+        tracking.stop(status)
 
 
 def prepare_environment(folder: RunFolder, home: Path) -> None:
@@ -73,12 +75,12 @@ def run_pipeline(folder: RunFolder, facts: RunFacts) -> None:
 
     home = Path(facts.home)
     plans = planned(folder, facts)
-    drop_rotten_entries(plans, facts, home / "cache")
+    drop_rotten_entries(plans, facts, home / "cache" / "kfp")
     local.init(
         runner=local.SubprocessRunner(use_venv=False),
         pipeline_root=str(folder.path / "kfp"),
         enable_caching=True,
-        cache_root=str(home / "cache"),
+        cache_root=str(home / "cache" / "kfp"),
     )
     build_pipeline(plans, facts.code)()
 

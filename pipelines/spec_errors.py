@@ -50,11 +50,15 @@ def not_available(parsed: Source) -> list[PenstockError]:
     for name in LATER_SECTIONS:
         if name in parsed.values:
             del parsed.values[name]
-            errors.append(SpecError(f"{name} is not available in this version; remove it.", name, parsed.lines.get(name)))
+            errors.append(
+                SpecError(f"{name} is not available in this version; remove it.", name, parsed.lines.get(name))
+            )
     model = parsed.values.get("model")
     if isinstance(model, dict) and model.get("architecture") in LATER_ARCHITECTURES:
         field = "model.architecture"
-        message = f"{field} {model['architecture']} is not available in this version; allowed: {', '.join(ARCHITECTURES)}."
+        message = (
+            f"{field} {model['architecture']} is not available in this version; allowed: {', '.join(ARCHITECTURES)}."
+        )
         errors.append(SpecError(message, field, parsed.lines.get(field)))
         parsed.values["model"] = {"architecture": "mlp"}
     return errors

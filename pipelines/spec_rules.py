@@ -39,7 +39,9 @@ def _patches_fit(spec: Spec) -> list[PenstockError]:
 def _stages_fit(spec: Spec) -> list[PenstockError]:
     errors: list[PenstockError] = []
     if spec.registry is not None and spec.evaluate is None:
-        errors.append(SpecError("register needs the gate of evaluate; set register: false too, or keep evaluate.", "register"))
+        errors.append(
+            SpecError("register needs the gate of evaluate; set register: false too, or keep evaluate.", "register")
+        )
     if spec.deploy is not None and spec.registry is None:
         errors.append(SpecError("deploy needs a registered model; set deploy: false too, or keep register.", "deploy"))
     return errors

@@ -28,7 +28,7 @@ class StagePlan:
         name: The stage.
         config: Canonical JSON of the fields that the stage reads.
         inputs: Name of the input -> the stage that makes it. `compression/model` is the model inside a compression.
-        given: Inputs that are known before the run (the reigning champion), by name.
+        given: Inputs that are known before the run, by name: the source's content, the reigning champion.
     """
 
     name: str
@@ -50,8 +50,12 @@ def plan_stages(
         present = [name for name in present if ORDER.index(name) <= ORDER.index(until)]
     plans = []
     for name in present:
-        config = _config_of(name, spec, source_digest, tracking_uri)
-        given = {"champion": champion} if name == "evaluate" and champion is not None else {}
+        given: dict[str, Ref] = {}
+        if name == "data":
+            given["source"] = Ref(spec.data.source, source_digest)
+        if name == "evaluate" and champion is not None:
+            given["champion"] = champion
+        config = _config_of(name, spec, tracking_uri)
         plans.append(StagePlan(name, canonical(config), _inputs_of(name, present), given))
     return plans
 
@@ -66,12 +70,12 @@ def _is_present(name: str, spec: Spec) -> bool:
     return name not in sections or sections[name] is not None
 
 
-def _config_of(name: str, spec: Spec, source_digest: str, tracking_uri: str) -> dict[str, Any]:
+def _config_of(name: str, spec: Spec, tracking_uri: str) -> dict[str, Any]:
     """Only what the stage reads, so that a change elsewhere leaves its cached result valid."""
     values = spec.to_dict()
     shared = {key: values[key] for key in ("task", "seed", "model", "train")}
     if name == "data":
-        return {"task": spec.task, "data": values["data"], "source_digest": source_digest}
+        return {"task": spec.task, "data": values["data"]}
     if name == "tune":
         return {**shared, "tune": values["tune"]}
     if name == "train":

@@ -33,7 +33,10 @@ def metrics_table(result: Mapping[str, Any]) -> Any:
     tested = model["metrics"]["test"] is not None
     rows = {"model": (model, model["metrics"]["test"] if tested else model["metrics"]["validation"])}
     if result["compressed"] and tested:
-        rows[f"compressed ({result['compressed']['method']})"] = (result["compressed"], result["compressed"]["metrics"]["test"])
+        rows[f"compressed ({result['compressed']['method']})"] = (
+            result["compressed"],
+            result["compressed"]["metrics"]["test"],
+        )
     if result["baseline"]:
         rows["linear baseline"] = (None, result["baseline"]["metrics"]["test"])
     names = [name for name in ("accuracy", "f1", "precision", "recall") if name in rows["model"][1]]
@@ -85,7 +88,7 @@ def _gate(result: Mapping[str, Any]) -> list[str]:
 def _release(result: Mapping[str, Any]) -> list[str]:
     registered = result["registered"]
     if registered is None:
-        return ["registered  nothing"] if result["gate"] is None or not result["gate"]["passed"] else []
+        return ["registered  nothing"] if "register" in result["stages"] else []
     return [f"registered  {registered['name']} version {registered['version']}, {registered['alias']}"]
 
 

@@ -16,6 +16,7 @@ class TrackingThread:
 
     def __init__(self, folder: RunFolder) -> None:
         self.folder = folder
+        self._status = "stopped"
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="tracking", daemon=True)
 
@@ -23,7 +24,9 @@ class TrackingThread:
         if not self.folder.facts().offline:
             self._thread.start()
 
-    def stop(self) -> None:
+    def stop(self, status: str) -> None:
+        """Sends what is left and sets the run's end state: done | failed | stopped."""
+        self._status = status
         self._stop.set()
         if self._thread.is_alive():
             self._thread.join(STOP_WAIT_S)
@@ -39,7 +42,10 @@ class TrackingThread:
             last = self._stop.is_set()
             try:
                 sync = sync or MlflowSync(self.folder.path, facts.tracking_uri, facts.run_id, tags)
-                sync.sync()
+                if last:
+                    sync.finish(self._status)
+                else:
+                    sync.sync()
             except Exception:  # tracking may fail in any way a server can; the run goes on, the journal keeps all
                 traceback.print_exc()
                 if not warned:

@@ -156,13 +156,23 @@ class LiveView(View):
 
         marks: dict[str, Any] = {"waiting": "[dim]·", "done": "[green]✓", "cached": "[cyan]≡", "ended": "[red]✗"}
         mark = marks.get(state.state) or Spinner("dots", style="cyan")
-        name = f"[bold]{state.name}" if state.state == "running" else f"[dim]{state.name}" if state.state == "waiting" else state.name
+        name = (
+            f"[bold]{state.name}"
+            if state.state == "running"
+            else f"[dim]{state.name}"
+            if state.state == "waiting"
+            else state.name
+        )
         if state.state == "running":
             seconds = f"{time.time() - (state.started or time.time()):.0f} s"
             bar = ProgressBar(state.total, state.step, width=24) if state.total else ""
-            detail: Any = _beside(bar, f"{state.step}/{state.total}  {describe_metrics(state.metrics)}" if state.total else state.text)
+            detail: Any = _beside(
+                bar, f"{state.step}/{state.total}  {describe_metrics(state.metrics)}" if state.total else state.text
+            )
         else:
-            seconds = f"{state.seconds:.1f} s" if state.seconds is not None else "cached" if state.state == "cached" else ""
+            seconds = (
+                f"{state.seconds:.1f} s" if state.seconds is not None else "cached" if state.state == "cached" else ""
+            )
             detail = f"[dim]{state.text or describe_metrics(state.metrics)}"
         return [mark, name, seconds, detail]
 

@@ -96,7 +96,8 @@ def _refuse_anchors(parser: Any, text: str, name: str) -> None:
     except YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         raise SpecError(
-            f"{name} is no valid YAML: {getattr(error, 'problem', None) or error}.", line=mark.line + 1 if mark else None
+            f"{name} is no valid YAML: {getattr(error, 'problem', None) or error}.",
+            line=mark.line + 1 if mark else None,
         ) from error
 
 

@@ -71,6 +71,7 @@ def run(config: StageConfig, inputs: Mapping[str, Ref], output: str, context: Co
     """
     source = find_source(config.data.source)
     before = digest_source(source, digest_cache(context.home))
+    refuse_change(config.data.source, before, inputs)
     roles = check_headers(source, config.task, config.data)
     driver = choose_driver(context)
     plan = make_plan(config, source, roles, driver)
@@ -85,6 +86,12 @@ def run(config: StageConfig, inputs: Mapping[str, Ref], output: str, context: Co
     assert draft.artifact is not None
     report_events(draft.metadata, plan, context)
     return draft.artifact
+
+
+def refuse_change(source: str, digest: str, inputs: Mapping[str, Ref]) -> None:
+    """Raises DataError if the source is no longer what the run was started with (`inputs["source"]`)."""
+    if "source" in inputs and inputs["source"].digest != digest:
+        raise DataError(f"{source} changed since the run was started; run the same command again.", field="data.source")
 
 
 def make_plan(config: StageConfig, source: Source, roles: Roles, driver: Driver) -> Plan:

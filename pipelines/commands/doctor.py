@@ -47,7 +47,9 @@ def overall(findings: list[Finding]) -> str:
 def _platform() -> Finding:
     here = f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
     tested = platform.system() == "Linux" and platform.machine() == "x86_64" and sys.version_info[:2] == (3, 11)
-    return Finding("platform", "ok" if tested else "lack", here if tested else f"{here}; tested is Linux x86_64, Python 3.11")
+    return Finding(
+        "platform", "ok" if tested else "lack", here if tested else f"{here}; tested is Linux x86_64, Python 3.11"
+    )
 
 
 def _libraries() -> Finding:
@@ -93,7 +95,9 @@ def _shared_memory() -> Finding:
 def _compiler() -> Finding:
     if shutil.which("g++"):
         return Finding("compiler", "ok", "g++ for DeepSpeed's operators")
-    return Finding("compiler", "lack", "no g++; DeepSpeed runs without its shared-memory operator (apt-get install g++)")
+    return Finding(
+        "compiler", "lack", "no g++; DeepSpeed runs without its shared-memory operator (apt-get install g++)"
+    )
 
 
 def _operators() -> Finding:
@@ -112,7 +116,7 @@ def _haproxy() -> Finding:
 
 
 def _tracking() -> Finding:
-    from components.tracking.sync import check_tracking
+    from components.tracking.client import check_tracking
     from pipelines.run import tracking_uri
 
     error = check_tracking(tracking_uri(penstock_home()))

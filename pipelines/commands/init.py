@@ -25,7 +25,9 @@ def command(options: argparse.Namespace) -> int:
     if output.exists():
         raise SpecError(f"{output} exists already; name another file with --output.")
     if not source.exists():
-        raise DataError(f"There is no file or folder {source}; give a .csv, .jsonl or .parquet file, or an image folder.")
+        raise DataError(
+            f"There is no file or folder {source}; give a .csv, .jsonl or .parquet file, or an image folder."
+        )
     relative = os.path.relpath(source.absolute(), output.absolute().parent)
     columns = None if source.is_dir() else guess_columns(read_sample(source), source)
     text = image_spec(name, relative) if columns is None else text_spec(name, relative, columns)
@@ -45,7 +47,9 @@ def read_sample(source: Path) -> list[dict[str, Any]]:
     """
     if source.suffix == ".csv":
         with source.open(newline="") as handle:
-            rows: list[dict[str, Any]] = [row for row, _ in zip(csv.DictReader(handle), range(SAMPLE_ROWS), strict=False)]
+            rows: list[dict[str, Any]] = [
+                row for row, _ in zip(csv.DictReader(handle), range(SAMPLE_ROWS), strict=False)
+            ]
     elif source.suffix == ".jsonl":
         with source.open() as handle:
             rows = [json.loads(line) for line, _ in zip(handle, range(SAMPLE_ROWS), strict=False) if line.strip()]
@@ -86,7 +90,7 @@ data:
   source: {json.dumps(source)}
   columns: {{text: {json.dumps(columns[0])}, label: {json.dumps(columns[1])}}}
   split: {{validation: 0.1, test: 0.15}}
-model: {{architecture: text-cnn}}          # {' '.join(get_task('text-classification').architectures)}
+model: {{architecture: text-cnn}}          # {" ".join(get_task("text-classification").architectures)}
 train: {{epochs: 6, global_batch_size: 64, learning_rate: 1e-3}}
 {COMMON}"""
 
@@ -98,7 +102,7 @@ task: image-classification
 data:
   source: {json.dumps(source)}               # one folder of images a class
   split: {{validation: 0.1, test: 0.15}}
-model: {{architecture: cnn}}                # {' '.join(get_task('image-classification').architectures)}
+model: {{architecture: cnn}}                # {" ".join(get_task("image-classification").architectures)}
 train: {{epochs: 10, global_batch_size: 64, learning_rate: 1e-3}}
 {COMMON}"""
 

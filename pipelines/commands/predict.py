@@ -11,7 +11,9 @@ from pipelines.model_source import predict_with
 
 
 def command(options: argparse.Namespace) -> int:
-    answer = predict_with(options.target, [parse_input(text) for text in options.input], [Path(f) for f in options.files])
+    answer = predict_with(
+        options.target, [parse_input(text) for text in options.input], [Path(f) for f in options.files]
+    )
     if options.json:
         print(json.dumps(answer))
         return 0

@@ -35,7 +35,9 @@ def command(options: argparse.Namespace) -> int:
             os.environ["RAY_ADDRESS"] = ensure_ray(home).address
         endpoint = deploy_model(artifact, name, source.version, deploy, home)
     if options.json:
-        print(json.dumps({"status": "done", "name": name, "version": source.version, "endpoint": {"url": endpoint.url}}))
+        print(
+            json.dumps({"status": "done", "name": name, "version": source.version, "endpoint": {"url": endpoint.url}})
+        )
     else:
         print(f"{name} version {source.version} answers at {endpoint.url}\nend it with: penstock stop")
     return 0
