@@ -18,7 +18,7 @@ from urllib.parse import unquote, urlsplit
 
 from components.artifacts import Artifact, Ref, open_artifact
 from components.errors import ArtifactError, PenstockError, StageError
-from components.tracking.client import ensure_experiment, make_client
+from components.tracking.client import SQLITE, ensure_experiment, make_client, sqlite_path
 from components.tracking.names import checked_name
 
 if TYPE_CHECKING:
@@ -123,7 +123,10 @@ def get_champion(name: str, tracking_uri: str) -> dict[str, str] | None:
     Raises:
         ArtifactError: If its files were altered since it was registered.
     """
-    version = find_alias(make_client(tracking_uri), checked_name(name), CHAMPION)
+    checked_name(name)
+    if tracking_uri.startswith(SQLITE) and not sqlite_path(tracking_uri).exists():
+        return None  # The first run of a home: nothing to ask, and no seconds spent on importing MLflow.
+    version = find_alias(make_client(tracking_uri), name, CHAMPION)
     if version is None:
         return None
     artifact = open_version(version, tracking_uri, cache_folder(tracking_uri))
@@ -188,8 +191,16 @@ def open_version(version: ModelVersion, tracking_uri: str, cache: Path) -> Artif
         raise ArtifactError(f"{version.name} version {version.version} was not registered by Penstock.")
     local = local_folder(make_client(tracking_uri).get_model_version_download_uri(version.name, version.version))
     if local is not None:
+        refuse_links(local)
         return open_artifact(Ref(str(local), digest), kind="model")
     return open_download(version, tracking_uri, digest, cache / digest)
+
+
+def refuse_links(folder: Path) -> None:
+    """Raises ArtifactError if the folder or anything in it, the manifest included, is a symbolic link."""
+    for path in (folder, *folder.rglob("*")):
+        if path.is_symlink():
+            raise ArtifactError(f"{path} is a symbolic link; a registered model holds regular files only.")
 
 
 def local_folder(place: str) -> Path | None:

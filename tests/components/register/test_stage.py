@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.components.serve.tiny import tiny_context, tiny_model
+
+from components.artifacts import Ref, write_artifact
+from components.errors import StageError
+from components.register.stage import StageConfig, run
+from components.tracking.client import make_client
+
+PASSED = {"passed": True, "metric": "accuracy", "parts": [{"part": "compressed", "passed": True}]}
+INFERIOR = {"passed": False, "parts": [{"part": "compressed", "passed": True}, {"part": "champion", "passed": False}]}
+REFUSED = {"passed": False, "parts": [{"part": "compressed", "passed": False}]}
+
+
+def stage_inputs(home: Path, gate: dict[str, Any] | None) -> dict[str, Ref]:
+    context = tiny_context(home)
+    model = tiny_model(home / "model", context)
+    dataset = Ref(str(home / "dataset"), "d" * 64)
+    with write_artifact(str(home / "evaluation"), "evaluation", {"dataset": dataset}, context) as draft:
+        draft.write_json("gate.json", gate)
+        draft.metadata = {"gate": gate}
+    assert draft.artifact is not None
+    return {"model": model.ref, "evaluation": draft.artifact.ref}
+
+
+def test_version_carries_its_lineage_and_a_second_run_of_the_stage_makes_no_second_one(tmp_path: Path) -> None:
+    context, inputs = tiny_context(tmp_path, stage="register"), stage_inputs(tmp_path, PASSED)
+    artifacts = [run(StageConfig(name="tiny"), inputs, str(tmp_path / "out"), context) for _ in range(2)]
+    assert [artifact.manifest.metadata["version"] for artifact in artifacts] == ["1", "1"]
+    values = artifacts[1].read_json("registration.json")
+    assert (values["alias"], values["digest"]) == ("challenger", inputs["model"].digest)
+    client = make_client(context.tracking_uri)
+    version = client.get_model_version_by_alias("tiny", "challenger")
+    assert len(client.search_model_versions("name = 'tiny'")) == 1
+    tags = version.tags
+    assert tags["penstock.dataset_digest"] == "d" * 64
+    assert tags["penstock.evaluation_digest"] == inputs["evaluation"].digest
+    assert (tags["penstock.run_id"], tags["penstock.gate_passed"]) == (context.run_id, "true")
+
+
+@pytest.mark.parametrize("gate", [REFUSED, None], ids=["refused", "no-gate"])
+def test_model_that_did_not_pass_is_not_registered(tmp_path: Path, gate: dict[str, Any] | None) -> None:
+    with pytest.raises(StageError, match="not registered"):
+        run(StageConfig(name="tiny"), stage_inputs(tmp_path, gate), str(tmp_path / "out"), tiny_context(tmp_path))
+    assert not (tmp_path / "mlflow.db").exists()
+
+
+def test_model_inferior_only_to_the_champion_becomes_challenger(tmp_path: Path) -> None:
+    context = tiny_context(tmp_path)
+    artifact = run(StageConfig(name="tiny"), stage_inputs(tmp_path, INFERIOR), str(tmp_path / "out"), context)
+    assert artifact.manifest.metadata["alias"] == "challenger"
