@@ -31,11 +31,11 @@ class Parser(argparse.ArgumentParser):
 def build_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="penstock", description="From a raw file to a served, compressed model.", epilog=EPILOG)
     parser.add_argument("--version", action="store_true", help="print the release and the digest of its source")
-    shared = argparse.ArgumentParser(add_help=False)
+    shared = Parser(add_help=False)
     shared.add_argument("--json", action="store_true", help="print one JSON document on standard output")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", parser_class=Parser)
 
-    def add(name: str, text: str) -> argparse.ArgumentParser:
+    def add(name: str, text: str) -> Parser:
         return commands.add_parser(name, help=text, description=text, parents=[shared])
 
     init = add("init", "write a starter spec guessed from a data file")
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return tell_error({"kind": "interrupted", "message": "Interrupted.", "field": None, "line": None, "hint": None},
                           130, as_json)  # fmt: skip
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (the last line of defence: told, and written to a file)
         return tell_error(_unexpected(error), 1, as_json)
 
 

@@ -1,4 +1,4 @@
-"""The one pipeline, built from the planned stages: absent stages are absent nodes, what follows the gate is conditional.
+"""The one pipeline, built from the planned stages: absent stages are absent nodes, what follows the gate hangs on it.
 
 On a laptop `kfp.local` runs it; on Kubeflow the same object is compiled.
 """

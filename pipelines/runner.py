@@ -13,7 +13,6 @@ import traceback
 from pathlib import Path
 
 from components.artifacts import Ref
-from components.errors import PenstockError
 from pipelines.cache import drop_rotten_entries
 from pipelines.graph import build_pipeline
 from pipelines.ray_cluster import client_environment, compute_environment, ensure_ray
@@ -38,7 +37,7 @@ def main() -> int:
         run_pipeline(folder, facts)
         status = "done"
         return 0
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (told in error.json)
         status = "failed"
         traceback.print_exc()
         # A failed step has told why; anything else is told here.

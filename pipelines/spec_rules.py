@@ -50,7 +50,7 @@ def _stages_fit(spec: Spec) -> list[PenstockError]:
 def _space_fits(spec: Spec) -> list[PenstockError]:
     if spec.tune is None:
         return []
-    errors = list(check_space(spec.tune.space, spec.model, spec.train))
+    errors: list[PenstockError] = list(check_space(spec.tune.space, spec.model, spec.train))
     allowed = get_task(spec.task).architectures
     for name, item in spec.tune.space.items():
         for value in getattr(item, "choice", getattr(item, "grid", ())):

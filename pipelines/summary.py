@@ -66,8 +66,8 @@ def _compression(result: Mapping[str, Any]) -> list[str]:
     if compressed is None:
         return []
     return [
-        f"compressed  {compressed['method']}: {compressed['size_ratio']:.2f}x smaller, {compressed['speedup']:.2f}x as fast "
-        f"as float32, p50 {compressed['latency_ms']['p50']:.3f} ms, p99 {compressed['latency_ms']['p99']:.3f} ms"
+        f"compressed  {compressed['method']}: {compressed['size_ratio']:.2f}x smaller, "
+        f"{compressed['speedup']:.2f}x as fast as float32, p50 {compressed['latency_ms']['p50']:.3f} ms, p99 {compressed['latency_ms']['p99']:.3f} ms"
     ]
 
 

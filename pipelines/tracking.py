@@ -46,7 +46,7 @@ class TrackingThread:
                     sync.finish(self._status)
                 else:
                     sync.sync()
-            except Exception:  # tracking may fail in any way a server can; the run goes on, the journal keeps all
+            except Exception:  # noqa: BLE001 (a server may fail in any way; the journal keeps all)
                 traceback.print_exc()
                 if not warned:
                     context = self.folder.context("tracking", self.folder.path)

@@ -41,7 +41,7 @@ def main(stage: str, config: str, inputs: str, code: str) -> str:
     end_with_command(folder)
     try:
         return run_stage(folder, stage, config, inputs, code).ref.to_json()
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 (told in error.json)
         traceback.print_exc()
         record_error(folder, stage, error, log)
         sys.exit(1)

@@ -79,8 +79,12 @@ def _refuse_anchors(parser: Any, text: str, name: str) -> None:
     from ruamel.yaml import tokens
     from ruamel.yaml.error import YAMLError
 
-    opening = (tokens.BlockMappingStartToken, tokens.BlockSequenceStartToken, tokens.FlowMappingStartToken)
-    opening += (tokens.FlowSequenceStartToken,)
+    opening = (
+        tokens.BlockMappingStartToken,
+        tokens.BlockSequenceStartToken,
+        tokens.FlowMappingStartToken,
+        tokens.FlowSequenceStartToken,
+    )
     closing = (tokens.BlockEndToken, tokens.FlowMappingEndToken, tokens.FlowSequenceEndToken)
     depth = 0
     try:
@@ -153,7 +157,7 @@ def expand_variables(text: str, path: str, line: int | None) -> str:
         name = match.group(1)
         if SECRET_NAME.search(name):
             raise SpecError(
-                f"{path} takes the environment variable {name}, which looks like a secret; secrets never go into a spec.",
+                f"{path} takes the environment variable {name}, which looks like a secret; a spec holds none.",
                 field=path,
                 line=line,
             )

@@ -120,7 +120,7 @@ def _tracking() -> Finding:
     from pipelines.run import tracking_uri
 
     error = check_tracking(tracking_uri(penstock_home()))
-    shown = os.environ.get("MLFLOW_TRACKING_URI") and "the server of MLFLOW_TRACKING_URI" or "sqlite in PENSTOCK_HOME"
+    shown = (os.environ.get("MLFLOW_TRACKING_URI") and "the server of MLFLOW_TRACKING_URI") or "sqlite in PENSTOCK_HOME"
     return Finding("mlflow", "fail" if error else "ok", error.message if error else str(shown))
 
 

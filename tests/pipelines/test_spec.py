@@ -24,7 +24,8 @@ def test_the_shortest_spec_has_all_defaults():
 def test_all_errors_are_told_at_once_with_their_lines(tmp_path):
     path = tmp_path / "bad.yaml"
     path.write_text(
-        "task: image-classification\ndata: {source: 'builtin://digits'}\nmodel:\n  architecture: vit\n  hidden_sise: 3\n"
+        "task: image-classification\ndata: {source: 'builtin://digits'}\nmodel:\n"
+        "  architecture: vit\n  hidden_sise: 3\n"
         "train:\n  epochs: three\n  learning_rate: -1\nmonitor: {}\n"
     )
     errors = errors_of(path)
