@@ -65,9 +65,10 @@ def _compression(result: Mapping[str, Any]) -> list[str]:
     compressed = result["compressed"]
     if compressed is None:
         return []
+    latency = compressed["latency_ms"]
     return [
         f"compressed  {compressed['method']}: {compressed['size_ratio']:.2f}x smaller, "
-        f"{compressed['speedup']:.2f}x as fast as float32, p50 {compressed['latency_ms']['p50']:.3f} ms, p99 {compressed['latency_ms']['p99']:.3f} ms"
+        f"{compressed['speedup']:.2f}x as fast as float32, p50 {latency['p50']:.3f} ms, p99 {latency['p99']:.3f} ms"
     ]
 
 
