@@ -25,7 +25,6 @@ def product_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
             patch.delenv(name, raising=False)
         for name, value in compute_environment().items():
             patch.setenv(name, value)
-        patch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
         patch.setenv("HF_HUB_OFFLINE", "1")
         patch.setenv("PENSTOCK_HOME", str(tmp_path_factory.mktemp("home")))
         yield
