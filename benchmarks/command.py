@@ -1,0 +1,55 @@
+"""Runs the real `penstock` command for a benchmark, each run in a home of its own, and ends what it left."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class TimedRun:
+    """One run of the command.
+
+    Attributes:
+        result: What `penstock run --json` printed.
+        seconds: From the command's start to its end, start of Ray included.
+    """
+
+    result: dict[str, Any]
+    seconds: float
+
+
+def run_once(arguments: list[str]) -> TimedRun:
+    """Runs `penstock run ... --json` with nothing running and nothing cached before.
+
+    Raises:
+        SystemExit: If it does not end with 0; prints what it said.
+    """
+    home = Path(tempfile.mkdtemp(prefix="bench-"))
+    environment = {**os.environ, "PENSTOCK_HOME": str(home)}
+    penstock = [sys.executable, "-m", "pipelines.cli"]
+    try:
+        started = time.monotonic()
+        done = subprocess.run(
+            [*penstock, "run", *arguments, "--json"], env=environment, capture_output=True, text=True, check=False
+        )
+        seconds = time.monotonic() - started
+        if done.returncode != 0:
+            sys.exit(f"penstock run {' '.join(arguments)} ended with {done.returncode}: {done.stdout}{done.stderr}")
+        return TimedRun(json.loads(done.stdout), seconds)
+    finally:
+        subprocess.run([*penstock, "stop"], env=environment, capture_output=True, check=False)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def stage_seconds(run: TimedRun) -> str:
+    """`data 3 s, tune 60 s, ...`."""
+    return ", ".join(f"{name} {stage['seconds']:.0f}" for name, stage in run.result["stages"].items())
