@@ -25,7 +25,7 @@ class SplitConfig(Config):
     """How rows are divided. Shares are of the rows that are left after cleaning."""
 
     by: Literal["random", "position", "group", "time"] = "random"
-    """random: by (seed, row digest), stratified by class. position: in file order. group: whole groups. time: old first."""
+    """random: by (seed, row digest), stratified by class. position: in file order. group: whole. time: old first."""
     validation: float = Field(0.1, gt=0, lt=1)
     """Share of the rows used to choose."""
     test: float = Field(0.1, ge=0, lt=1)

@@ -17,15 +17,21 @@ if TYPE_CHECKING:
 Work = Callable[[Item], Iterator["pa.Table"]]
 Driver = Callable[[Sequence[Item], Work], Iterator["pa.Table"]]
 
+SMALL_BYTES = 1 << 20
+"""Up to here starting Ray Data's workers takes far longer than the work itself."""
 MAX_BLOCKS = 256
 """Ray tasks at most; units are shared out among them."""
 
 
-def choose_driver(context: Context) -> Driver:
-    """Ray Data on the cluster of RAY_ADDRESS; in this process with --debug or where there is no cluster."""
-    if context.debug or not (os.environ.get("RAY_ADDRESS") or ray_is_connected()):
-        return run_here
-    return run_on_ray
+def choose_driver(context: Context, size_bytes: int) -> Driver:
+    """Ray Data on the cluster of RAY_ADDRESS; in this process with --debug, without a cluster, or for a small source.
+
+    Args:
+        context: Says whether this is a debug run.
+        size_bytes: Of all files of the source.
+    """
+    connected = bool(os.environ.get("RAY_ADDRESS")) or ray_is_connected()
+    return run_on_ray if connected and not context.debug and size_bytes > SMALL_BYTES else run_here
 
 
 def ray_is_connected() -> bool:

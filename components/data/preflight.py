@@ -156,7 +156,8 @@ def json_columns(path: str) -> dict[str, str]:
 
 def parquet_columns(path: str) -> dict[str, str]:
     """Column names and kinds of the footer."""
-    return {field.name: kind_of(field.type) for field in open_parquet(path).schema_arrow}
+    with open_parquet(path) as file:
+        return {field.name: kind_of(field.type) for field in file.schema_arrow}
 
 
 def kind_of(data_type: pa.DataType) -> str:

@@ -95,17 +95,11 @@ def json_row(line: bytes, roles: Roles, path: str) -> RawRow:
 
 def read_parquet(unit: Unit, roles: Roles) -> Iterator[RawRow]:
     """Streams a run of row groups."""
-    import pyarrow as pa
-
     path = unit.files[0]
-    file = open_parquet(path)
-    start, stop = unit.row_groups or (0, file.num_row_groups)
-    try:
-        batches = file.iter_batches(BATCH_ROWS, list(range(start, stop)), roles.columns)
-        for batch in batches:
+    with open_parquet(path) as file:
+        start, stop = unit.row_groups or (0, file.num_row_groups)
+        for batch in file.iter_batches(BATCH_ROWS, list(range(start, stop)), roles.columns):
             yield from (table_row(row, roles, path) for row in batch.to_pylist())
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{path} is not a whole Parquet file ({first_line(error)}).", field="data.source") from error
 
 
 def table_row(values: dict[str, Any], roles: Roles, path: str) -> RawRow:

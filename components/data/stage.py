@@ -73,7 +73,7 @@ def run(config: StageConfig, inputs: Mapping[str, Ref], output: str, context: Co
     before = digest_source(source, digest_cache(context.home))
     refuse_change(config.data.source, before, inputs)
     roles = check_headers(source, config.task, config.data)
-    driver = choose_driver(context)
+    driver = choose_driver(context, sum(file.size_bytes for file in source.files))
     plan = make_plan(config, source, roles, driver)
     with write_artifact(output, "dataset", inputs, context) as draft:
         preprocessing = fit_preprocessing(config, plan, driver, context)

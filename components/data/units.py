@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -63,7 +64,8 @@ def image_units(source: Source) -> Iterator[Unit]:
 
 
 def parquet_units(path: str) -> Iterator[Unit]:
-    metadata = open_parquet(path).metadata
+    with open_parquet(path) as file:
+        metadata = file.metadata
     start, first_row, rows = 0, 0, 0
     for group in range(metadata.num_row_groups):
         rows += metadata.row_group(group).num_rows
@@ -72,8 +74,9 @@ def parquet_units(path: str) -> Iterator[Unit]:
             start, first_row, rows = group + 1, first_row + rows, 0
 
 
-def open_parquet(path: str) -> pq.ParquetFile:
-    """A Parquet file, its footer read.
+@contextmanager
+def open_parquet(path: str) -> Iterator[pq.ParquetFile]:
+    """A Parquet file, its footer read, for as long as the block lasts.
 
     Raises:
         DataError: If it is truncated or no Parquet.
@@ -84,7 +87,8 @@ def open_parquet(path: str) -> pq.ParquetFile:
     from components.data.read import open_file
 
     try:
-        return pq.ParquetFile(open_file(path))
+        with open_file(path) as handle:
+            yield pq.ParquetFile(handle)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} is not a whole Parquet file ({first_line(error)}).", field="data.source") from error
 

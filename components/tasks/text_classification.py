@@ -155,7 +155,8 @@ def texts_of(rows: Iterable[pa.Table], config: TextConfig) -> list[str]:
 def train_tokenizer(texts: Sequence[str], config: TextConfig) -> Tokenizer:
     """Byte-pair encoding within words and punctuation marks (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909).
 
-    Each word and each punctuation mark begins with SPACE_MARK, so that a piece inside a word is another token. The same texts in any order give the same vocabulary.
+    Each word and punctuation mark begins with SPACE_MARK, so a piece inside a word is another token. The same texts in
+    any order give the same vocabulary.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
