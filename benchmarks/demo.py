@@ -6,12 +6,8 @@ Asked for: at most 300 s, test accuracy at least 0.96, median of three seeds 0.9
 from __future__ import annotations
 
 import statistics
-import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from benchmarks.command import run_once, stage_seconds  # noqa: E402 (the path is set above)
+from benchmarks.command import run_once, stage_seconds
 
 SEEDS = (0, 1, 2)
 

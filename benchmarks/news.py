@@ -7,11 +7,8 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from benchmarks.command import run_once, stage_seconds  # noqa: E402 (the path is set above)
+from benchmarks.command import run_once, stage_seconds
 
 
 def main() -> None:
