@@ -72,7 +72,7 @@ def parse_model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 
 def check_inputs(config: ModelConfig, inputs: Mapping[str, int]) -> None:
-    """Raises SpecError if the network cannot take such inputs (a text network for images, a patch that does not fit)."""
+    """Raises SpecError if the network cannot take such inputs (a text network for images)."""
     text = isinstance(config, BertConfig | TextCnnConfig | LstmConfig | GruConfig)
     missing = [name for name in (TEXT_INPUTS if text else IMAGE_INPUTS) if name not in inputs]
     if missing:

@@ -25,12 +25,14 @@ CONFIG_NAME = "config.json"
 PREPROCESS_NAME = "preprocess"
 
 
-def model_values(task: str, config: ModelConfig, preprocessing: Preprocessing, module: nn.Module) -> dict[str, Any]:
+def model_values(
+    task: str, config: ModelConfig, preprocessing: Preprocessing, module: nn.Module | None = None
+) -> dict[str, Any]:
     """What `config.json` holds; `pretrained` is left out, because the weights are in the folder.
 
     A network that began as a pretrained one also keeps its full `transformers` config, which wins over our fields.
     """
-    values = {
+    values: dict[str, Any] = {
         "task": task,
         "architecture": config.model_dump(mode="json", exclude={"pretrained"}),
         "inputs": dict(preprocessing.model_inputs()),
@@ -39,6 +41,7 @@ def model_values(task: str, config: ModelConfig, preprocessing: Preprocessing, m
     if config.pretrained is not None:
         from components.models.transformer import network_values
 
+        assert module is not None, "a pretrained network keeps its own shape"
         values["network"] = network_values(module)
     return values
 

@@ -37,9 +37,12 @@ class TrainJob:
 class Worker(Protocol):
     """Who the loop is among the workers, and where its reports go."""
 
-    rank: int
-    world_size: int
-    local_rank: int
+    @property
+    def rank(self) -> int: ...
+    @property
+    def world_size(self) -> int: ...
+    @property
+    def local_rank(self) -> int: ...
 
     def progress(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
         """Told about once a second by rank 0: loss, samples_per_s, eta_s."""

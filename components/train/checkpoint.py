@@ -1,0 +1,214 @@
+"""Checkpoints of one run: written whole or not at all, checked before anything in them is read.
+
+    checkpoints/epoch-00003/   engine state of every rank, random.rank0.json, best.safetensors, manifest.json
+    checkpoints/quarantine/    what failed its check, kept to be looked at
+    checkpoints/latest         a hint for people; nothing depends on it
+
+The engine's files may be pickles, so a folder counts only if its manifest, which holds the SHA-256 of each file,
+carries an HMAC made with this run's key. The manifest is written last, and the folder gets its name after that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from components.artifacts.local_store import sync_path, write_durably
+from components.artifacts.manifest import file_sha256, list_files
+from components.errors import CheckpointError
+
+FORMAT_VERSION = 1
+MANIFEST_NAME = "manifest.json"
+NAME_PATTERN = re.compile(r"epoch-(\d{5,})")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that passed its check.
+
+    Attributes:
+        folder: Where it lies.
+        epoch: Epochs that were finished.
+        state: What the loop keeps: step, history, best epoch, precision.
+    """
+
+    folder: Path
+    epoch: int
+    state: Mapping[str, Any]
+
+
+class CheckpointFolder:
+    """The checkpoints of one run.
+
+    Args:
+        folder: Made if absent.
+        key_file: The key that authenticates them; made (32 random bytes, mode 0600) if absent.
+        owner: Digest of what is trained; a checkpoint of another owner is refused.
+        world_size: Workers; sharded state can be read only by as many as wrote it.
+        keep: Newest ones that are kept.
+    """
+
+    def __init__(self, folder: Path, key_file: Path, owner: str, world_size: int, keep: int) -> None:
+        self.folder, self.owner, self.world_size, self.keep = folder, owner, world_size, keep
+        folder.mkdir(parents=True, exist_ok=True)
+        self.key = read_key(key_file)
+
+    def path(self, epoch: int) -> Path:
+        return self.folder / f"epoch-{epoch:05d}"
+
+    def partial_path(self, epoch: int) -> Path:
+        """Where the ranks write before `commit`."""
+        return self.folder / f".epoch-{epoch:05d}.partial"
+
+    def begin(self, epoch: int) -> Path:
+        """An empty folder to write into; called by rank 0 alone."""
+        partial = self.partial_path(epoch)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        return partial
+
+    def commit(self, epoch: int, state: Mapping[str, Any]) -> Path:
+        """Makes what the ranks wrote a checkpoint; called by rank 0 alone, after all have written."""
+        partial, target = self.partial_path(epoch), self.path(epoch)
+        body = {
+            "format_version": FORMAT_VERSION,
+            "owner": self.owner,
+            "world_size": self.world_size,
+            "epoch": epoch,
+            "state": dict(state),
+            "files": {name: seal_file(partial / name) for name in list_files(partial)},
+        }
+        write_durably(partial / MANIFEST_NAME, json.dumps({"body": body, "hmac": sign(self.key, body)}, indent=1))
+        sync_path(partial)
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+        sync_path(self.folder)
+        write_durably(self.folder / "latest", target.name)
+        self._prune()
+        return target
+
+    def find(self, warn: Callable[[str], None]) -> Checkpoint | None:
+        """The newest checkpoint that passes its check; called by rank 0 alone. Newer ones are set aside with a warning.
+
+        Returns:
+            None only if none was ever written.
+
+        Raises:
+            CheckpointError: If there were some, but none passes, or the newest valid one is of another job or world
+                size.
+        """
+        for epoch in sorted(self.epochs(), reverse=True):
+            folder = self.path(epoch)
+            reason = self.check(folder)
+            if reason is None:
+                return self._open(folder)
+            aside = self._quarantine(folder)
+            warn(f"Checkpoint {folder.name} was set aside ({reason}); looking for the one before. It lies in {aside}.")
+        if self._ever_written():
+            raise CheckpointError(
+                f"{self.folder} held checkpoints, but none that is whole; training does not silently start again: "
+                "run with --fresh to start anew."
+            )
+        return None
+
+    def check(self, folder: Path) -> str | None:
+        """Why a checkpoint must not be read, or None when it is whole and of this run's key."""
+        try:
+            manifest = json.loads((folder / MANIFEST_NAME).read_text())
+            body = manifest["body"]
+            if not hmac.compare_digest(str(manifest["hmac"]).encode(), sign(self.key, body).encode()):
+                return "its manifest does not carry this run's signature"
+            if body["format_version"] != FORMAT_VERSION or folder.name != self.path(body["epoch"]).name:
+                return "its manifest belongs to another place or release"
+            return check_files(folder, body["files"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            return f"its manifest cannot be read: {type(error).__name__}"
+
+    def epochs(self) -> list[int]:
+        """Epochs of which there is a folder, whole or not."""
+        matches = [NAME_PATTERN.fullmatch(path.name) for path in self.folder.iterdir()]
+        return [int(match.group(1)) for match in matches if match]
+
+    def _open(self, folder: Path) -> Checkpoint:
+        body = json.loads((folder / MANIFEST_NAME).read_text())["body"]
+        if body["owner"] != self.owner:
+            raise CheckpointError(f"{folder} is a checkpoint of another job; run with --fresh to start anew.")
+        if body["world_size"] != self.world_size:
+            raise CheckpointError(
+                f"{folder} was written by {body['world_size']} workers, but train.workers is {self.world_size}; set it "
+                "back, or run with --fresh to start anew."
+            )
+        return Checkpoint(folder, body["epoch"], body["state"])
+
+    def _quarantine(self, folder: Path) -> Path:
+        place = self.folder / "quarantine"
+        place.mkdir(exist_ok=True)
+        target = place / f"{folder.name}.{secrets.token_hex(4)}"
+        folder.rename(target)
+        sync_path(self.folder)
+        return target
+
+    def _ever_written(self) -> bool:
+        return (self.folder / "latest").exists() or (self.folder / "quarantine").exists()
+
+    def _prune(self) -> None:
+        for epoch in sorted(self.epochs())[: -self.keep]:
+            shutil.rmtree(self.path(epoch), ignore_errors=True)
+
+
+def seal_file(path: Path) -> dict[str, Any]:
+    """Waits until a file is on the disk and gives its digest and size."""
+    sync_path(path)
+    return {"sha256": file_sha256(path), "size_bytes": path.stat().st_size}
+
+
+def check_files(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """The first file that is absent, added, of another size or altered; None when all are as written."""
+    if set(list_files(folder)) != set(files):
+        return "it has other files than its manifest names"
+    for name, entry in files.items():
+        if (folder / name).stat().st_size != entry["size_bytes"]:
+            return f"{name} has another size than its manifest says"
+        if file_sha256(folder / name) != entry["sha256"]:
+            return f"{name} was altered"
+    return None
+
+
+def sign(key: bytes, body: Mapping[str, Any]) -> str:
+    """HMAC-SHA-256, in hex, over the canonical JSON of a manifest's body."""
+    content = json.dumps(body, sort_keys=True, separators=(",", ":")).encode()
+    return hmac.new(key, content, hashlib.sha256).hexdigest()
+
+
+def read_key(path: Path) -> bytes:
+    """The run's key; made if absent, readable by its owner alone.
+
+    Raises:
+        CheckpointError: If the file holds no key of 32 bytes.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        # Linked into place when whole: several workers may come here at once, and a kill must not leave half a key.
+        partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "wb") as handle:
+            handle.write(secrets.token_bytes(32))
+        try:
+            os.link(partial, path)
+        except FileExistsError:
+            pass
+        finally:
+            partial.unlink()
+    key = path.read_bytes()
+    if len(key) != 32:
+        raise CheckpointError(f"{path} holds no checkpoint key (32 bytes); run with --fresh to start anew.")
+    return key

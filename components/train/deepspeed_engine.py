@@ -1,0 +1,143 @@
+"""ZeRO 0 to 3 on any number of workers, by DeepSpeed."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from components.train.engine import EngineSettings
+from components.train.optimizer import make_optimizer
+
+TAG = "deepspeed"
+NEVER = 1 << 40
+"""Steps between two of DeepSpeed's own log lines."""
+
+
+def deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
+    """DeepSpeed's settings; unknown top-level keys would be ignored in silence, so only known ones are here."""
+    train = settings.train
+    micro = train.global_batch_size // (train.gradient_accumulation_steps * settings.world_size)
+    return {
+        "train_batch_size": train.global_batch_size,
+        "train_micro_batch_size_per_gpu": micro,
+        "gradient_accumulation_steps": train.gradient_accumulation_steps,
+        "gradient_clipping": train.gradient_clipping,
+        "zero_optimization": {"stage": train.zero.stage},
+        "zero_allow_untested_optimizer": True,
+        "torch_autocast": {"enabled": settings.precision == "bf16", "dtype": "bfloat16"},
+        "steps_per_print": NEVER,
+    }
+
+
+class DeepSpeedEngine:
+    """See `Engine`."""
+
+    def __init__(self, module: nn.Module, settings: EngineSettings) -> None:
+        self.rank, self.stage = settings.rank, settings.train.zero.stage
+        self.cleanup = ExitStack()
+        self.cleanup.enter_context(_environment(_rank_variables(settings)))
+        deepspeed = _import_deepspeed(settings.placement.device)
+        _start_group(settings)
+        deepspeed.init_distributed(dist_backend=settings.placement.backend, verbose=False)
+        module = module.to(settings.placement.device)
+        self.engine, *_ = deepspeed.initialize(
+            model=module,
+            optimizer=make_optimizer(settings.train, module),
+            config=deepspeed_config(settings),
+            dist_init_required=False,
+        )
+        self.module = self.engine.module
+
+    def forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        return self.engine(**inputs).float()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        self.engine.backward(loss)
+
+    def step(self, learning_rate: float) -> None:
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.engine.step()
+
+    def weights(self) -> dict[str, torch.Tensor] | None:
+        from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+
+        with GatheredParameters(list(self.module.parameters()), enabled=self.stage == 3):
+            if self.rank != 0:
+                return None
+            return {name: tensor.detach().cpu().clone() for name, tensor in self.module.state_dict().items()}
+
+    def save(self, folder: Path) -> None:
+        self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+        if self.rank == 0:
+            # Converters that DeepSpeed drops beside every checkpoint; ours is read by this run alone.
+            for name in ("zero_to_fp32.py", "zero_to_torch.py"):
+                (folder / name).unlink(missing_ok=True)
+
+    def load(self, folder: Path) -> None:
+        from components.errors import CheckpointError
+
+        # It returns (None, None) without raising when it finds nothing.
+        path, _ = self.engine.load_checkpoint(str(folder), tag=TAG)
+        if path is None:
+            raise CheckpointError(f"DeepSpeed found no state in {folder}; start the run anew with --fresh.")
+
+    def close(self) -> None:
+        self.engine.destroy()
+        self.cleanup.close()
+
+
+def _rank_variables(settings: EngineSettings) -> dict[str, str]:
+    """What DeepSpeed reads from the environment, also between steps; launchers of several workers have set it."""
+    values = {"RANK": str(settings.rank), "WORLD_SIZE": str(settings.world_size), "LOCAL_RANK": "0"}
+    return {name: os.environ.get(name, value) for name, value in values.items()}
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Sets environment variables and puts back what was there."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _import_deepspeed(device: str) -> Any:
+    """Imports DeepSpeed without what it would do on its own.
+
+    On a CPU it must be told so first. TORCHDYNAMO_DISABLE saves the import of inductor (about 1 s), which its Muon
+    would trigger; the flag is read when dynamo is imported, so it is taken back for whoever compiles or exports here
+    later. Its shared-memory op would be compiled on first use, though only inference calls it.
+    """
+    if device == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    asked = os.environ.get("TORCHDYNAMO_DISABLE", "1")
+    with _environment({"TORCHDYNAMO_DISABLE": asked}):
+        import deepspeed
+        import deepspeed.ops
+
+        config = importlib.import_module("torch._dynamo.config")
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if "TORCHDYNAMO_DISABLE" not in os.environ:
+        config.disable = False
+    return deepspeed
+
+
+def _start_group(settings: EngineSettings) -> None:
+    """Makes the process group of a single worker, in memory: no port is opened. More workers have theirs already."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        dist.init_process_group(settings.placement.backend, store=dist.HashStore(), rank=0, world_size=1)

@@ -1,0 +1,81 @@
+"""Device, backend, dtype and resources: decided in one function of plain values, then applied."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Literal
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What there is to train on: of one machine for a worker, of the cluster for the launcher.
+
+    Attributes:
+        gpus: GPUs that can be seen.
+        cores: Cores that may be used.
+        threads: What OMP_NUM_THREADS asks for, or None.
+        cpu_bf16: Whether the CPU multiplies bf16 in hardware.
+    """
+
+    gpus: int
+    cores: int
+    threads: int | None = None
+    cpu_bf16: bool = False
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How a worker runs.
+
+    Attributes:
+        device: Name for torch.
+        backend: Of the process group.
+        precision: `probe` means that a few steps must be timed.
+        threads: Of torch, in each worker.
+        cpus_per_worker, gpus_per_worker: What Ray is asked for.
+    """
+
+    device: str
+    backend: Literal["nccl", "gloo"]
+    precision: Literal["fp32", "bf16", "probe"]
+    threads: int
+    cpus_per_worker: int
+    gpus_per_worker: int
+
+
+def plan_placement(
+    hardware: Hardware, workers: int, precision: Literal["auto", "fp32", "bf16"], local_rank: int = 0
+) -> Placement:
+    """Decides how each of `workers` workers runs; a GPU wherever there is one."""
+    share = max(1, hardware.cores // workers)
+    threads = hardware.threads or share
+    if hardware.gpus:
+        chosen: Precision = "bf16" if precision == "auto" else precision
+        return Placement(f"cuda:{local_rank % hardware.gpus}", "nccl", chosen, threads, share, 1)
+    auto: Literal["probe", "fp32"] = "probe" if hardware.cpu_bf16 else "fp32"
+    return Placement("cpu", "gloo", auto if precision == "auto" else precision, threads, share, 0)
+
+
+def detect_hardware() -> Hardware:
+    """What this process can use."""
+    import torch
+
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    return Hardware(
+        gpus=torch.cuda.device_count() if torch.cuda.is_available() else 0,
+        cores=len(os.sched_getaffinity(0)),
+        threads=int(threads) if threads.isdigit() and int(threads) > 0 else None,
+        cpu_bf16=torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(),
+    )
+
+
+def apply_placement(placement: Placement) -> None:
+    """Sets torch's threads and the current GPU of this process."""
+    import torch
+
+    torch.set_num_threads(placement.threads)
+    if placement.device.startswith("cuda"):
+        torch.cuda.set_device(placement.device)

@@ -1,0 +1,72 @@
+"""What the loop needs of whoever holds weights, gradients and optimizer state, and the choice between the two.
+
+One worker without sharding trains in plain torch: DeepSpeed would cost 2 to 4 s of imports and about 1 ms a step there
+(see README.md) and shard nothing. Everything else is DeepSpeed's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from components.train.config import TrainConfig
+from components.train.device import Placement, Precision
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+class Engine(Protocol):
+    """Holds one worker's part of a training. Every rank calls every method equally often."""
+
+    module: nn.Module
+
+    def forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Logits, float32, shape (B, classes)."""
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Adds the gradient of a micro batch's mean loss."""
+
+    def step(self, learning_rate: float) -> None:
+        """Called after each micro batch; after the last of a step it clips and updates."""
+
+    def weights(self) -> dict[str, torch.Tensor] | None:
+        """The whole state dict on the CPU in float32 for rank 0, None for the others."""
+
+    def save(self, folder: Path) -> None:
+        """Writes this rank's part of the state into `folder`."""
+
+    def load(self, folder: Path) -> None:
+        """Reads back what `save` wrote. `folder` must have been verified: it may hold pickles."""
+
+    def close(self) -> None:
+        """Gives memory back; the process may train again."""
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What an engine is made with, besides the module."""
+
+    train: TrainConfig
+    placement: Placement
+    precision: Precision
+    rank: int
+    world_size: int
+
+
+def choose_engine(world_size: int, zero_stage: int) -> Literal["torch", "deepspeed"]:
+    return "torch" if world_size == 1 and zero_stage == 0 else "deepspeed"
+
+
+def make_engine(module: nn.Module, settings: EngineSettings) -> Engine:
+    """The engine for these settings, with the module on its device."""
+    if choose_engine(settings.world_size, settings.train.zero.stage) == "torch":
+        from components.train.torch_engine import TorchEngine
+
+        return TorchEngine(module, settings)
+    from components.train.deepspeed_engine import DeepSpeedEngine
+
+    return DeepSpeedEngine(module, settings)

@@ -1,0 +1,50 @@
+"""The update rule, and the penalties that are part of the loss."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from components.train.config import RegularizeConfig, TrainConfig
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+def make_optimizer(config: TrainConfig, module: nn.Module) -> torch.optim.Optimizer:
+    """The torch optimizer that `train.optimizer` names, in its fused form.
+
+    Biases and the scales of normalisations are not decayed: they are no weights that could overfit.
+    """
+    import torch
+
+    options = config.optimizer
+    groups = parameter_groups(module, config.regularize.weight_decay if options.name == "adamw" else 0.0)
+    common: dict[str, Any] = {"lr": config.learning_rate, "fused": True}
+    if options.name == "sgd":
+        return torch.optim.SGD(groups, **common)
+    if options.name == "momentum":
+        return torch.optim.SGD(groups, momentum=options.momentum, **common)
+    if options.name == "adagrad":
+        return torch.optim.Adagrad(groups, eps=options.eps, lr=config.learning_rate)
+    kind = torch.optim.AdamW if options.name == "adamw" else torch.optim.Adam
+    return kind(groups, betas=options.betas, eps=options.eps, **common)
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices with `weight_decay`, vectors without; a group that would be empty is left out."""
+    matrices = [value for value in module.parameters() if value.requires_grad and value.dim() > 1]
+    vectors = [value for value in module.parameters() if value.requires_grad and value.dim() <= 1]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def weight_penalty(config: RegularizeConfig, module: nn.Module) -> torch.Tensor | None:
+    """l1 x sum of absolute weights + l2 / 2 x sum of squared weights, or None where both are 0."""
+    if not config.l1 and not config.l2:
+        return None
+    total = None
+    for weight in (value for value in module.parameters() if value.requires_grad and value.dim() > 1):
+        part = config.l1 * weight.abs().sum() + 0.5 * config.l2 * weight.square().sum()
+        total = part if total is None else total + part
+    return total

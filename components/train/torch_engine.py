@@ -1,0 +1,61 @@
+"""One worker, nothing sharded: plain torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from components.train.engine import EngineSettings
+from components.train.optimizer import make_optimizer
+
+STATE_NAME = "state.pt"
+
+
+class TorchEngine:
+    """See `Engine`."""
+
+    def __init__(self, module: nn.Module, settings: EngineSettings) -> None:
+        self.module = module.to(settings.placement.device)
+        self.optimizer = make_optimizer(settings.train, self.module)
+        self.device_type = settings.placement.device.split(":")[0]
+        self.bf16 = settings.precision == "bf16"
+        self.accumulation = settings.train.gradient_accumulation_steps
+        self.clip_norm = settings.train.gradient_clipping
+        self.parts = 0
+
+    def forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        with torch.autocast(self.device_type, torch.bfloat16, enabled=self.bf16):
+            return self.module(**inputs).float()
+
+    def backward(self, loss: torch.Tensor) -> None:
+        (loss / self.accumulation).backward()
+
+    def step(self, learning_rate: float) -> None:
+        self.parts += 1
+        if self.parts < self.accumulation:
+            return
+        self.parts = 0
+        if self.clip_norm:
+            nn.utils.clip_grad_norm_(self.module.parameters(), self.clip_norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def weights(self) -> dict[str, torch.Tensor] | None:
+        return {name: tensor.detach().cpu().clone() for name, tensor in self.module.state_dict().items()}
+
+    def save(self, folder: Path) -> None:
+        state = {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
+        torch.save(state, folder / STATE_NAME)
+
+    def load(self, folder: Path) -> None:
+        state = torch.load(folder / STATE_NAME, map_location="cpu", weights_only=True)
+        self.module.load_state_dict(state["module"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def close(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)
