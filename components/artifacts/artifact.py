@@ -1,10 +1,10 @@
 """Writing and reading artifacts, whatever store they lie in.
 
-    with write_artifact(output, "dataset", inputs, context) as draft:
-        (draft.path / "schema.json").write_text(...)
-    artifact = draft.artifact                       # committed, digest known
+with write_artifact(output, "dataset", inputs, context) as draft:
+    (draft.path / "schema.json").write_text(...)
+artifact = draft.artifact                       # committed, digest known
 
-    dataset = open_artifact(ref, kind="dataset")    # verified; dataset.path is a local folder
+dataset = open_artifact(ref, kind="dataset")    # verified; dataset.path is a local folder
 """
 
 from __future__ import annotations

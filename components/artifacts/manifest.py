@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -15,7 +16,9 @@ from components.errors import ArtifactError
 
 MANIFEST_NAME = "manifest.json"
 FORMAT_VERSION = 1
-CHUNK_BYTES = 1 << 20
+# Names of artifacts are ours; a file system may hold more, an object store or another file system may not.
+PART = re.compile(r"[A-Za-z0-9._+=@-]{1,200}")
+MAX_DEPTH = 16
 
 
 @dataclass(frozen=True)
@@ -74,11 +77,17 @@ def parse_manifest(text: str | bytes, where: str) -> Manifest:
 
 
 def checked_name(name: str, where: str) -> str:
-    """Returns `name` if it is a plain relative POSIX path that stays below its folder, else raises ArtifactError."""
-    parts = PurePosixPath(name).parts
-    unsafe = not name or name != str(PurePosixPath(name)) or name.startswith("/") or ".." in parts
-    if unsafe or "\\" in name or any(ord(character) < 32 for character in name) or len(name) > 1024:
-        raise ArtifactError(f"{where} names the file {name!r}, which is not a plain path inside the artifact.")
+    """Returns `name` if it is a plain relative POSIX path that stays below its folder, else raises ArtifactError.
+
+    An allow-list: every way to leave a folder (dots, drives, encodings, look-alike characters, devices) needs a
+    character or a part that is not on it.
+    """
+    parts = name.split("/") if isinstance(name, str) else [""]
+    if len(parts) > MAX_DEPTH or not all(PART.fullmatch(part) and part not in (".", "..") for part in parts):
+        raise ArtifactError(
+            f"{where} names the file {str(name)[:80]!r}, which is not a plain path inside the artifact; allowed are "
+            "letters, digits and . _ - + = @ between slashes."
+        )
     return name
 
 
@@ -93,7 +102,8 @@ def content_digest(files: Mapping[str, FileEntry]) -> str:
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a regular file; symbolic links are refused, so that nothing outside the folder is read."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    # Not blocking: a pipe in the place of a file would otherwise hold us up before we see that it is one.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
     with os.fdopen(descriptor, "rb") as handle:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(f"{path} is not a regular file")
@@ -101,19 +111,28 @@ def file_sha256(path: Path) -> str:
 
 
 def list_files(folder: Path) -> list[str]:
-    """Relative POSIX names of all files below `folder`, sorted; the folder's own manifest and sub-artifacts' stay in."""
-    names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or path.is_file()]
+    """Relative POSIX names of all below `folder` that is no folder, sorted; its own manifest is left out, those of
+    artifacts inside it are not."""
+    names = []
+    for parent, folders, files in os.walk(folder):
+        links = [name for name in folders if Path(parent, name).is_symlink()]
+        names += [Path(parent, name).relative_to(folder).as_posix() for name in [*files, *links]]
     return sorted(name for name in names if name != MANIFEST_NAME)
 
 
 def scan_files(folder: Path, not_content: frozenset[str]) -> dict[str, FileEntry]:
-    """Hashes every file below `folder`."""
+    """Hashes every file below `folder`.
+
+    Raises:
+        ArtifactError: If something there is no regular file, or has another name outside the folder.
+    """
     entries = {}
     for name in list_files(folder):
-        path = folder / name
-        entries[checked_name(name, str(folder))] = FileEntry(
-            file_sha256(path), path.stat().st_size, name not in not_content
-        )
+        path = folder / checked_name(name, str(folder))
+        facts = path.lstat()
+        if not stat.S_ISREG(facts.st_mode) or facts.st_nlink > 1:
+            raise ArtifactError(f"{folder}: {name} is a link or no regular file; an artifact holds files of its own.")
+        entries[name] = FileEntry(file_sha256(path), facts.st_size, name not in not_content)
     return entries
 
 
@@ -127,10 +146,14 @@ def verify_files(folder: Path, manifest: Manifest, where: str) -> None:
     """Compares every file with the manifest.
 
     Raises:
-        ArtifactError: Naming the first file that is absent, of another size, altered, or no regular file.
+        ArtifactError: Naming the first file that is absent, of another size, altered, no regular file, or not in the
+            manifest: a reader that picks its file by what is there must not be handed one that nobody vouched for.
     """
+    unknown = set(list_files(folder)) - set(manifest.files)
+    if unknown:
+        raise ArtifactError(f"{where}: {min(unknown)[:80]!r} is not in its manifest.")
     for name, entry in manifest.files.items():
-        path = folder / name
+        path = folder / checked_name(name, where)
         if any(parent.is_symlink() for parent in path_chain(folder, name)):
             raise ArtifactError(f"{where}: {name} is a symbolic link; an artifact holds regular files only.")
         try:
