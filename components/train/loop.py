@@ -50,11 +50,19 @@ def train(job: TrainJob, worker: Worker) -> TrainResult:
     job.work_folder.mkdir(parents=True, exist_ok=True)
     session = open_session(job, worker)
     try:
+        tell_last_epoch(session)
         while not done(session):
             run_epoch(session)
         return finish(session)
     finally:
         session.engine.close()
+
+
+def tell_last_epoch(session: Session) -> None:
+    """After a restart, reports the checkpoint's epoch again: a kill may have come between checkpoint and report."""
+    if session.progress.history:
+        last = {name: value for name, value in session.progress.history[-1].items() if name != "epoch"}
+        session.worker.report(session.progress.epoch, last)
 
 
 def done(session: Session) -> bool:
