@@ -53,11 +53,11 @@ class Work:
 
 def judge_candidate(work: Work, method: str) -> Candidate:
     """Makes one candidate and measures its size and validation metrics; what goes wrong is kept in its `error`."""
-    # A converter may fail in any way on a network it was not made for: that is this candidate's end, not the run's.
     try:
         make_graph(work, method)
         logits = run_graph(work.graph(method), work.validation.batches())
-    except Exception as error:
+    # A converter may fail in any way on a network it was not made for: that ends this candidate, not the run.
+    except Exception as error:  # noqa: BLE001
         return Candidate(method, error=f"{type(error).__name__}: {first_line(error)}")
     return rate_candidate(work, method, logits)
 

@@ -58,14 +58,20 @@ def choose(candidates: Sequence[Candidate], prefer: Literal["latency", "size"]) 
         return None
     band = SIZE_BAND if prefer == "size" else LATENCY_BAND
     limit = band * min(_cost(candidate, prefer) for candidate in accepted)
-    return min((c for c in accepted if _cost(c, prefer) <= limit), key=lambda candidate: candidate.drop)
+    return min((candidate for candidate in accepted if _cost(candidate, prefer) <= limit), key=_drop)
 
 
 def best_rejected(candidates: Sequence[Candidate]) -> Candidate | None:
     """The candidate that loses least, for the record of a refusal; None if all of them failed."""
     usable = [candidate for candidate in candidates if candidate.error is None]
-    return min(usable, key=lambda candidate: candidate.drop) if usable else None
+    return min(usable, key=_drop) if usable else None
 
 
 def _cost(candidate: Candidate, prefer: Literal["latency", "size"]) -> float:
+    assert candidate.size_bytes is not None and candidate.latency_ms is not None
     return candidate.size_bytes if prefer == "size" else candidate.latency_ms["p50"]
+
+
+def _drop(candidate: Candidate) -> float:
+    assert candidate.drop is not None
+    return candidate.drop

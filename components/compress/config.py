@@ -39,7 +39,11 @@ class CompressConfig(Config):
             raise ValueError("candidates is empty; name at least one, or set `compress: false`")
         for name in candidates:
             if name == "distil":
-                raise ValueError("distil is not available in this version; allowed: float32, int8-dynamic, int8-static, prune-N")
+                raise ValueError(
+                    "distil is not available in this version; allowed: float32, int8-dynamic, int8-static, prune-N"
+                )
             if name not in ("float32", "int8-dynamic", "int8-static") and not PRUNE.fullmatch(name):
-                raise ValueError(f"{name!r} is no candidate; allowed: float32, int8-dynamic, int8-static, prune-N (1 to 99)")
+                raise ValueError(
+                    f"{name!r} is no candidate; allowed: float32, int8-dynamic, int8-static, prune-N (1 to 99)"
+                )
         return candidates

@@ -33,7 +33,7 @@ class Rows:
 
     split: Split
     preprocessing: Preprocessing
-    indices: Sequence[int]
+    indices: Sequence[int] | np.ndarray
 
     def batches(self, rows: int = BATCH_ROWS) -> Iterator[dict[str, np.ndarray]]:
         for start in range(0, len(self.indices), rows):

@@ -38,9 +38,7 @@ def layer_weights(model: onnx.ModelProto) -> list[onnx.TensorProto]:
     """Float32 matrices and kernels that the layers of a graph multiply by, each once."""
     from onnx import TensorProto
 
-    names = {
-        node.input[position] for node in model.graph.node for position in WEIGHT_POSITIONS.get(node.op_type, ())
-    }
+    names = {node.input[position] for node in model.graph.node for position in WEIGHT_POSITIONS.get(node.op_type, ())}
     return [
         item
         for item in model.graph.initializer

@@ -142,7 +142,7 @@ def report_candidate(candidate: Candidate, step: int, metric: str, context: Cont
         candidate=candidate.method,
         text=f"{candidate.method}: {values['size_bytes'] / 1e6:.2f} MB ({values['size_ratio']:.1f}x smaller), "
         f"p50 {values['latency_p50_ms']:.2f} ms ({values['speedup']:.1f}x), {metric} {values[metric]:.4f} "
-        f"({-values['drop']:+.4f}) {'within' if candidate.accepted else 'out of'} tolerance",
+        f"({0 - values['drop']:+.4f}) {'within' if candidate.accepted else 'out of'} tolerance",
     )
 
 

@@ -1,4 +1,4 @@
-"""Int8 storage for weights that ONNX Runtime's quantiser leaves in float32: word vectors, recurrent layers, convolutions.
+"""Int8 storage for weights that ONNX Runtime's quantiser leaves in float32: word vectors, recurrent layers and others.
 
 An embedding keeps one scale a row, so that a word with small numbers loses nothing to one with large numbers:
 
@@ -26,7 +26,8 @@ WEIGHT_INPUTS = {"Conv": (0, (1,)), "LSTM": (1, (1, 2)), "GRU": (1, (1, 2))}
 def store_int8(model: onnx.ModelProto, operators: Collection[str]) -> onnx.ModelProto:
     """Stores the large weights of `operators` (Gather, Conv, LSTM, GRU) in int8, in place."""
     weights = {item.name: item for item in model.graph.initializer}
-    nodes, done = [], {}
+    nodes: list[onnx.NodeProto] = []
+    done: dict[str, bool] = {}
     for node in model.graph.node:
         if node.op_type not in operators:
             nodes.append(node)
