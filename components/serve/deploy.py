@@ -33,6 +33,8 @@ NAMESPACE = "penstock"
 READY_TIMEOUT_S = 90.0
 REQUEST_TIMEOUT_S = 60.0
 RETRY_AFTER_S = 1
+# A line a request would cost more than many models do.
+LOGGING = {"enable_access_log": False, "log_level": "WARNING"}
 # Names that would hide the root model's own routes.
 RESERVED = frozenset({"v1", "v2"})
 
@@ -90,7 +92,7 @@ def start_serve(host: str, port: int) -> int:
 
         port = port or free_ports(1)[0]
         options = HTTPOptions(host=host, port=port, request_timeout_s=REQUEST_TIMEOUT_S, keep_alive_timeout_s=75)
-        serve.start(proxy_location="HeadOnly", http_options=options, logging_config={"enable_access_log": False})
+        serve.start(proxy_location="HeadOnly", http_options=options, logging_config=LOGGING)
         return port
 
 
@@ -153,7 +155,7 @@ def _run_application(config: ReplicaConfig, deploy: DeployConfig, name: str, pre
 
     application = deployment(deploy).bind(config)
     try:
-        serve.run(application, name=name, route_prefix=prefix)
+        serve.run(application, name=name, route_prefix=prefix, logging_config=LOGGING)
     except RuntimeError as error:
         raise StageError(f"{name} could not be deployed: {failure_reason(name) or error}") from error
 

@@ -43,7 +43,7 @@ if [ -n "$config" ]; then
         -e 's/^( *http-request return) .* if routes *$/\\1 status 404 if routes/' \\
         "$config" > "$config.confined.$$"
     if sed -n '/^frontend prometheus/,/bind /p;/^listen stats/,/bind /p' "$config.confined.$$" |
-        grep -E '^ *bind ' | grep -qv '127\\.0\\.0\\.1:'; then
+        grep -E '^ *bind ' | grep -qvE '^ *bind +127\\.0\\.0\\.1:[0-9]+ *$'; then
         echo "penstock: HAProxy's pages cannot be confined to loopback; this Ray release is not supported" >&2
         exit 78
     fi

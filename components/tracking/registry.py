@@ -113,7 +113,8 @@ def create_version(
 @said_plainly
 def promote(name: str, version: str, tracking_uri: str) -> None:
     """Makes a version the champion. Called when the endpoint answers with it."""
-    make_client(tracking_uri).set_registered_model_alias(checked_name(name), CHAMPION, version)
+    checked_name(name)
+    make_client(tracking_uri).set_registered_model_alias(name, CHAMPION, version)
 
 
 @said_plainly
@@ -144,11 +145,10 @@ def fetch_model(name: str, version_or_alias: str, tracking_uri: str, cache: Path
     Raises:
         ArtifactError: If there is no such version, or its files were altered since it was registered.
     """
+    checked_name(name)
     client = make_client(tracking_uri)
-    if version_or_alias.isdecimal():
-        version = find_number(client, checked_name(name), version_or_alias)
-    else:
-        version = find_alias(client, checked_name(name), version_or_alias)
+    find = find_number if version_or_alias.isdecimal() else find_alias
+    version = find(client, name, version_or_alias)
     if version is None:
         raise ArtifactError(f"The registry holds no {name} {version_or_alias}; `penstock runs` shows what there is.")
     return open_version(version, tracking_uri, cache or cache_folder(tracking_uri)), str(version.version)
