@@ -68,9 +68,7 @@ class IndexRows:
             usable = problem is None and value is not None
             measured.append(task.describe(value) if usable else {})
             found.append(problem)
-        # Named here, so that batches without a sound row have the columns too.
-        names = ("height", "width", "channels") if task.modality == "image" else ("characters",)
-        return found, {name: [values.get(name) for values in measured] for name in names}
+        return found, {name: [values.get(name) for values in measured] for name in task.measures}
 
 
 def feature_digest(value: str | bytes) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from components.artifacts.dataset import SPLITS
@@ -12,8 +13,6 @@ from components.tasks import Preprocessing
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
-
-MEASURES = ("height", "width", "channels", "characters")
 
 
 def count_rows(parts: np.ndarray) -> dict[str, int]:
@@ -33,12 +32,18 @@ def count_classes(parts: np.ndarray, cleaned: Cleaned) -> dict[str, dict[str, in
 
 
 def make_report(
-    index: pa.Table, cleaned: Cleaned, parts: np.ndarray, preprocessing: Preprocessing, source: dict[str, Any]
+    index: pa.Table,
+    measures: Sequence[str],
+    cleaned: Cleaned,
+    parts: np.ndarray,
+    preprocessing: Preprocessing,
+    source: dict[str, Any],
 ) -> dict[str, Any]:
     """The content of `report.json`.
 
     Args:
         index: The whole index.
+        measures: Columns of the index whose distribution is reported.
         cleaned: What is kept and dropped.
         parts: Part of each kept row.
         preprocessing: As fitted.
@@ -56,7 +61,7 @@ def make_report(
             "shares": {name: float(n / counts.sum()) for name, n in zip(cleaned.classes, counts, strict=True)},
             "largest_to_smallest": float(counts.max() / counts.min()),
         },
-        "measures": {name: summarise(kept.column(name)) for name in MEASURES if name in kept.column_names},
+        "measures": {name: summarise(kept.column(name)) for name in measures},
         "dropped": {
             **cleaned.dropped,
             "corrupt_rows": cleaned.corrupt,

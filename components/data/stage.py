@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["StageConfig", "check_source", "digest_cache", "run", "source_digest"]
 
-FIT_ROWS = 100_000
+FIT_ROWS = {"text": 100_000, "image": 10_000}
 """Training rows the preprocessing is fitted on: of more, those first in the shuffle, so a random sample."""
 PROGRESS_S = 1.0
 
@@ -66,11 +66,19 @@ def digest_cache(home: Path) -> Path:
 def run(config: StageConfig, inputs: Mapping[str, Ref], output: str, context: Context) -> Artifact:
     """Reads, cleans, splits and encodes the source.
 
+    Args:
+        config: What is read and how.
+        inputs: None, or `source`: the source and the digest it had when the run began.
+        output: URI of the artifact.
+        context: Whose run this is.
+
     Raises:
         DataError: If the source is missing, empty, torn, changes while it is read, or is not what the spec says.
     """
     source = find_source(config.data.source)
     before = digest_source(source, digest_cache(context.home))
+    if "source" in inputs and inputs["source"].digest != before:
+        raise changed_source(config.data.source)
     refuse_change(config.data.source, before, inputs)
     roles = check_headers(source, config.task, config.data)
     driver = choose_driver(context, sum(file.size_bytes for file in source.files))
@@ -80,7 +88,7 @@ def run(config: StageConfig, inputs: Mapping[str, Ref], output: str, context: Co
         write_rows(draft.path, config, plan, preprocessing, driver, context)
         after = digest_source(find_source(config.data.source), digest_cache(context.home))
         if after != before:
-            raise DataError(f"{config.data.source} changed while it was read; start again.", field="data.source")
+            raise changed_source(config.data.source)
         facts = {"uri": source.uri, "kind": source.kind, "files": len(source.files), "digest": before}
         describe(draft, config, plan, preprocessing, facts)
     assert draft.artifact is not None
@@ -92,6 +100,10 @@ def refuse_change(source: str, digest: str, inputs: Mapping[str, Ref]) -> None:
     """Raises DataError if the source is no longer what the run was started with (`inputs["source"]`)."""
     if "source" in inputs and inputs["source"].digest != digest:
         raise DataError(f"{source} changed since the run was started; run the same command again.", field="data.source")
+
+
+def changed_source(source: str) -> DataError:
+    return DataError(f"{source} changed while the run was under way; start again.", field="data.source")
 
 
 def make_plan(config: StageConfig, source: Source, roles: Roles, driver: Driver) -> Plan:
@@ -116,9 +128,10 @@ def fit_parts(plan: Plan) -> np.ndarray:
     import numpy as np
 
     training = np.flatnonzero(plan.parts == TRAIN)
-    if len(training) > FIT_ROWS:
+    most = FIT_ROWS[plan.roles.modality]
+    if len(training) > most:
         order = plan.index.column("order").to_numpy()[plan.cleaned.kept[training]]
-        training = training[np.argsort(order, kind="stable")[:FIT_ROWS]]
+        training = training[np.argsort(order, kind="stable")[:most]]
     chosen = np.full(len(plan.parts), DROPPED, np.int8)
     chosen[training] = TRAIN
     return chosen
@@ -188,7 +201,7 @@ def describe(
     encoded = [name for name in names if name not in raw]
     classes = list(plan.cleaned.classes)
     draft.write_json("schema.json", {"task": config.task, "classes": classes, "encoded": encoded, "rows": rows})
-    report = make_report(plan.index, plan.cleaned, plan.parts, preprocessing, source)
+    report = make_report(plan.index, get_task(config.task).measures, plan.cleaned, plan.parts, preprocessing, source)
     draft.write_json("report.json", report, content=False)
     draft.metadata = {"rows": rows, "classes": len(classes), "dropped": sum(plan.cleaned.dropped.values())}
 

@@ -71,6 +71,8 @@ class Task(ABC):
     feature: ClassVar[str]
     """Role of the feature column (`image`, `text`): rows that agree in it are duplicates."""
     architectures: ClassVar[tuple[str, ...]]
+    measures: ClassVar[tuple[str, ...]] = ()
+    """What `describe` measures."""
     deciding_metric: ClassVar[str]
     mode: ClassVar[Literal["max", "min"]]
 
@@ -90,7 +92,7 @@ class Task(ABC):
         """Why a raw feature value is corrupt (an image that does not decode), or None."""
 
     def describe(self, value: Any) -> dict[str, int]:
-        """Measures of a sound raw value for the data report: `height`, `width` and `channels`, or `characters`."""
+        """The `measures` of a sound raw value, for the data report."""
         return {}
 
     @abstractmethod

@@ -107,6 +107,7 @@ class ImageClassification(Classification):
     modality = "image"
     feature = "image"
     architectures = ("mlp", "cnn", "resnet", "vit")
+    measures = ("height", "width", "channels")
 
     def fit(self, rows: Iterable[pa.Table], classes: Sequence[str], config: FeatureConfig) -> Preprocessing:
         size, channels = choose_shape(rows, config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -125,9 +125,10 @@ class TextClassification(Classification):
     modality = "text"
     feature = "text"
     architectures = ("bert", "text-cnn", "lstm", "gru")
+    measures = ("characters",)
 
     def fit(self, rows: Iterable[pa.Table], classes: Sequence[str], config: FeatureConfig) -> Preprocessing:
-        tokenizer = train_tokenizer(texts_of(rows, config.text), config.text)
+        tokenizer = train_tokenizer(rows, config.text)
         return restore(classes, config.text.max_length, tokenizer.to_str())
 
     def load(self, folder: Path) -> Preprocessing:
@@ -146,13 +147,13 @@ class TextClassification(Classification):
         return {"characters": len(value)}
 
 
-def texts_of(rows: Iterable[pa.Table], config: TextConfig) -> list[str]:
-    """The texts, cut: at most 100,000 of them, which the stage has sampled."""
+def texts_of(rows: Iterable[pa.Table], config: TextConfig) -> Iterator[str]:
+    """The texts, cut, one after the other: they may be more than memory holds."""
     limit = config.max_length * MAX_CHARACTERS_PER_TOKEN
-    return [text[:limit] for table in rows for text in table.column("text").to_pylist()]
+    return (text[:limit] for table in rows for text in table.column("text").to_pylist())
 
 
-def train_tokenizer(texts: Sequence[str], config: TextConfig) -> Tokenizer:
+def train_tokenizer(rows: Iterable[pa.Table], config: TextConfig) -> Tokenizer:
     """Byte-pair encoding within words and punctuation marks (Sennrich et al. 2016, https://arxiv.org/abs/1508.07909).
 
     Each word and punctuation mark begins with SPACE_MARK, so a piece inside a word is another token. The same texts in
@@ -165,7 +166,8 @@ def train_tokenizer(texts: Sequence[str], config: TextConfig) -> Tokenizer:
     tokenizer.normalizer = make_normalizer(config)
     marker = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.BertPreTokenizer(), marker])
-    alphabet = choose_alphabet((tokenizer.normalizer.normalize_str(text) for text in texts), config.vocab_size)
+    normalize = tokenizer.normalizer.normalize_str
+    alphabet = choose_alphabet((normalize(text) for text in texts_of(rows, config)), config.vocab_size)
     trainer = trainers.BpeTrainer(
         vocab_size=config.vocab_size,
         min_frequency=2,
@@ -174,7 +176,7 @@ def train_tokenizer(texts: Sequence[str], config: TextConfig) -> Tokenizer:
         special_tokens=list(SPECIAL_TOKENS),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(texts_of(rows, config), trainer)
     specials = [(token, SPECIAL_TOKENS.index(token)) for token in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=specials)
     return tokenizer

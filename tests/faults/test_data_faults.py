@@ -83,7 +83,7 @@ def test_G2_a_source_that_changes_under_foot_is_refused(tmp_path: Path, monkeypa
         return fit(*arguments)
 
     monkeypatch.setattr(data_stage, "fit_preprocessing", change_then_fit)
-    with pytest.raises(DataError, match="changed while it was read"):
+    with pytest.raises(DataError, match="changed while the run"):
         build_dataset(tmp_path, str(path), text={"vocab_size": 40})
     assert not (tmp_path / "dataset").exists()
 

@@ -157,3 +157,13 @@ def test_encoded_bytes_are_kept_beside_the_pixels(tmp_path: Path) -> None:
     split = open_split(dataset.path, "train")
     pixels = np.frombuffer(split.take([0])["pixels"][0], np.uint8).reshape(8, 8)
     assert split.column("image")[0] == png(pixels)
+
+
+def test_a_source_other_than_the_run_began_with_is_refused(tmp_path: Path) -> None:
+    from components.artifacts import Ref
+    from components.data.stage import StageConfig, run
+    from tests.builders import make_context
+
+    config = StageConfig.model_validate({"task": "image-classification", "data": {"source": DIGITS}})
+    with pytest.raises(DataError, match="changed"):
+        run(config, {"source": Ref(DIGITS, "0" * 64)}, str(tmp_path / "dataset"), make_context(tmp_path, "data"))
