@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from components.errors import StageError
 from components.tune.runners import Slots, deliver, plan_slots, remove_checkpoints
 from components.tune.sweep import Sweep
-from components.tune.trial import Message, TrainFunction, TrialSettings, run_trial
+from components.tune.trial import Message, TrainFunction, TrialSettings, TrialStopped, run_trial
 
 if TYPE_CHECKING:
     from ray.tune import Callback, Tuner
@@ -162,18 +162,19 @@ def make_trainable(settings: TrialSettings, train: TrainFunction, threads: int) 
     """The function that Tune runs in its actors, trial after trial."""
 
     def penstock_trial(config: dict[str, Any]) -> None:
-        import torch
         from ray import tune
 
         os.environ["TUNE_FUNCTION_THREAD_TIMEOUT_S"] = str(THREAD_END_TIMEOUT_S)
-        torch.set_num_threads(threads)
+        # The training loop reads it; Ray sets 1 for an actor in a placement group, whatever it was given.
+        os.environ["OMP_NUM_THREADS"] = str(threads)
 
         def send(message: Message) -> bool:
-            # As one string, because Tune flattens what it is given. On a stop, Tune exits from within report().
+            # As one string, because Tune flattens what it is given. On a stop Tune exits from within report(), and its
+            # thread must end without another report, else its process cannot be used again.
             try:
                 tune.report({"message": json.dumps(message)})
             except SystemExit:
-                return False
+                raise TrialStopped from None
             return True
 
         run_trial(settings, config["number"], json.loads(config["values"]), train, send)

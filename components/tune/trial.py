@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from components.errors import PenstockError
 from components.models.config import ModelConfig
 from components.train.config import TrainConfig
 from components.train.job import TrainJob, TrainResult, Worker
@@ -18,7 +19,7 @@ TrainFunction = Callable[[TrainJob, Worker], TrainResult]
 Message = dict[str, Any]
 """From a trial to the sweep: `state` is report (with epoch, metrics, pace), finished, failed or fatal (with reason)."""
 Send = Callable[[Message], bool]
-"""Delivers a message and says whether the trial goes on."""
+"""Delivers a message and says whether the trial goes on, or raises TrialStopped."""
 
 
 class TrialStopped(SystemExit):
@@ -110,4 +111,6 @@ def failure(error: BaseException, folder: Path) -> Message:
         return {"state": "fatal", "reason": f"the disk of {folder.parent.parent} is full; make room and run again"}
     (folder / "error.txt").write_text("".join(traceback.format_exception(error)))
     text = " ".join(str(error).split())[:500]
-    return {"state": "failed", "reason": f"{type(error).__name__}: {text}" if text else type(error).__name__}
+    if not isinstance(error, PenstockError):
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return {"state": "failed", "reason": text}

