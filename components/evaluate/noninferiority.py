@@ -118,7 +118,7 @@ def allowed_losses(n: int, tolerance: float, confidence: float) -> int:
 
 @dataclass(frozen=True)
 class _Region:
-    """Outcomes at least as good for the candidate as the observed one: with each number of gains, up to so many losses."""
+    """Outcomes at least as good for the candidate as the observed: with each number of gains, up to so many losses."""
 
     gains: np.ndarray
     most_losses: np.ndarray
