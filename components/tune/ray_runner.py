@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.errors import StageError
@@ -93,7 +94,7 @@ def _run_tune(
     folder = settings.work_folder / "tune"
     scheduler = make_scheduler(sweep, settings)
     with _tune_environment(slots):
-        tuner = _make_tuner(sweep, settings, train, slots, scheduler, make_watch(warn))
+        tuner = _make_tuner(sweep, settings, train, slots, scheduler, make_watch(sweep, warn))
         try:
             tuner.fit()
         except Exception as error:  # noqa: BLE001 - raised again, as itself
@@ -218,20 +219,15 @@ def make_scheduler(sweep: Sweep, settings: TrialSettings) -> Any:
         def on_trial_complete(self, controller: Any, trial: Any, result: Mapping[str, Any]) -> None:
             remove_checkpoints(sweep, settings)
 
-        def on_trial_error(self, controller: Any, trial: Any) -> None:
-            cause = " ".join(str(trial.get_error()).split())[:300]
-            sweep.fail(trial.config["number"], f"its process died {WORKER_DEATHS + 1} times: {cause}")
-
     return JournalScheduler()
 
 
-def make_watch(warn: Callable[[str], None]) -> Callback:
-    """Says once when no trial could be placed in time."""
+def make_watch(sweep: Sweep, warn: Callable[[str], None]) -> Callback:
+    """Records trials whose process died for good, and says once when no trial could be placed in time."""
     from ray.tune import Callback
 
-    class PlacementWatch(Callback):
-        def __init__(self) -> None:
-            self.waiting_since: float | None = time.monotonic()
+    class Watch(Callback):
+        waiting_since: float | None = time.monotonic()
 
         def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
             self.waiting_since = None
@@ -241,4 +237,18 @@ def make_watch(warn: Callable[[str], None]) -> Callback:
                 self.waiting_since = None
                 warn(f"No trial could be placed for {PLACEMENT_TIMEOUT_S} s: the cluster's CPUs or GPUs are in use.")
 
-    return PlacementWatch()
+        def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
+            # Not the scheduler's method of this name: that one is called before each retry too.
+            path = Path(trial.error_file)
+            sweep.fail(trial.config["number"], name_death(path.read_text() if path.exists() else ""))
+
+    return Watch()
+
+
+def name_death(text: str) -> str:
+    """Why a trial's process was given up, without addresses and pids: equal sweeps have equal records."""
+    if "OutOfMemory" in text or "out of memory" in text:
+        return f"its process ran out of memory {WORKER_DEATHS + 1} times"
+    if "ActorDied" in text or "actor died" in text or not text.strip():
+        return f"its process died {WORKER_DEATHS + 1} times (killed, or crashed in native code)"
+    return f"its process failed {WORKER_DEATHS + 1} times: {text.strip().splitlines()[-1].strip()[:300]}"

@@ -52,7 +52,8 @@ class Reporter:
         self.context.track("metrics", run=run, step=epoch, metrics=record["metrics"])
         self.epochs[trial.number] = len(trial.reports)
         pace = {**record["pace"], self.plan.metric: record["metrics"][self.plan.metric], "eta_s": self._eta_s()}
-        self.context.event("progress", self._epochs_done(), self.total * self.plan.epochs, pace, trial=trial.number)
+        # In trials, like the trial events: both move the same bar.
+        self.context.event("progress", len(self.ended), self.total, pace, trial=trial.number, epoch=epoch)
 
     def _end(self, trial: Trial) -> None:
         run = f"tune/{trial.number}"
@@ -66,7 +67,7 @@ class Reporter:
         self.context.event("trial", len(self.ended), self.total, metrics, **more)
 
     def _epochs_done(self) -> int:
-        """Epochs run, or spared by a stop, so that the bar reaches its end."""
+        """Epochs run, or spared by a stop."""
         return sum(self.plan.epochs if number in self.ended else count for number, count in self.epochs.items())
 
     def _eta_s(self) -> float:
