@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from components.artifacts import Ref, open_artifact
-from pipelines.ray_cluster import client_environment, compute_environment, ensure_ray
+from pipelines.ray_cluster import compute_environment, connect_environment
 from pipelines.run_folder import RunFolder
 from pipelines.runner import planned
 from pipelines.stages import inputs_json
@@ -35,9 +35,8 @@ def run_in_process(folder: RunFolder, tick: Callable[[], None]) -> None:
                 break
             if plan.name == "deploy" and _verdict(outputs["evaluate"]) != CHAMPION:
                 break
-            if plan.name in NEED_RAY and not os.environ.get("RAY_ADDRESS"):
-                os.environ.update(client_environment(Path(facts.home)))
-                os.environ["RAY_ADDRESS"] = ensure_ray(Path(facts.home)).address
+            if plan.name in NEED_RAY:
+                connect_environment(Path(facts.home))
             inputs = inputs_json(plan, outputs)
             outputs[plan.name] = run_stage(folder, plan.name, plan.config, inputs, facts.code).ref.to_json()
             tick()

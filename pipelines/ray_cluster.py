@@ -25,6 +25,8 @@ from components.errors import UnavailableError
 from pipelines.processes import FileLock, end_session, is_alive
 
 START_TIMEOUT_S = 90.0
+LOCAL_VARIABLE = "PENSTOCK_LOCAL_RAY"
+"""Set where `RAY_ADDRESS` is ours and not the user's."""
 # A unix socket's path has at most 107 bytes; Ray's session name and socket name take about 65 of them.
 LONGEST_TEMP_DIR = 40
 
@@ -144,6 +146,18 @@ def lease(home: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def connect_environment(home: Path) -> None:
+    """Puts the address of a running Ray into `RAY_ADDRESS`: the one it names, or the local one, started if need be.
+
+    Called before every stage that needs Ray, so that a local Ray that died meanwhile is replaced, not waited for.
+    """
+    if os.environ.get("RAY_ADDRESS") and not os.environ.get(LOCAL_VARIABLE):
+        return
+    os.environ.update(client_environment(home))
+    os.environ["RAY_ADDRESS"] = ensure_ray(home).address
+    os.environ[LOCAL_VARIABLE] = "1"
 
 
 def ensure_ray(home: Path) -> RayCluster:

@@ -26,10 +26,10 @@ def start_command(home: Path, port: int, dashboard_port: int) -> list[str]:
     folder = temp_dir(home)
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     return [
-        sys.executable, "-m", "ray.scripts.scripts", "start", "--head", "--block", "--disable-usage-stats",
+        sys.executable, "-m", "pipelines.ray_start", "--head", "--block", "--disable-usage-stats",
         f"--node-ip-address={HOST}", f"--port={port}", f"--temp-dir={folder}",
         "--include-dashboard=true", f"--dashboard-host={HOST}", f"--dashboard-port={dashboard_port}",
-        f"--ray-client-server-port={free_port()}", f"--dashboard-agent-listen-port={free_port()}",
+        f"--dashboard-agent-listen-port={free_port()}",
     ]  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from components.artifacts import Ref
 from pipelines.cache import drop_rotten_entries
 from pipelines.graph import build_pipeline
-from pipelines.ray_cluster import client_environment, compute_environment, ensure_ray
+from pipelines.ray_cluster import compute_environment, connect_environment
 from pipelines.run_folder import RUN_FOLDER_VARIABLE, RunFacts, RunFolder
 from pipelines.spec import Spec
 from pipelines.stages import StagePlan, plan_stages
@@ -56,9 +56,7 @@ def prepare_environment(folder: RunFolder, home: Path) -> None:
     temporary.mkdir(exist_ok=True)
     # kfp leaks a folder of `mktemp -d` for each task.
     os.environ["TMPDIR"] = str(temporary)
-    if not os.environ.get("RAY_ADDRESS"):
-        os.environ.update(client_environment(home))
-        os.environ["RAY_ADDRESS"] = ensure_ray(home).address
+    connect_environment(home)
 
 
 def planned(folder: RunFolder, facts: RunFacts) -> list[StagePlan]:

@@ -23,9 +23,11 @@ from components.errors import ArtifactError, BusyError, PenstockError
 from pipelines.graph import CHALLENGER, CHAMPION, REFUSED
 from pipelines.identity import stage_key
 from pipelines.processes import FileLock
+from pipelines.ray_cluster import connect_environment
 from pipelines.run_folder import RUN_FOLDER_VARIABLE, RunFolder
 from pipelines.stages import KINDS, MODULES, NOT_CACHED, resolve_inputs
 
+NEED_RAY = frozenset({"data", "tune", "train", "deploy"})
 LOCK_POLL_S = 0.5
 ORPHAN_WAIT_S = 5.0
 
@@ -40,6 +42,8 @@ def main(stage: str, config: str, inputs: str, code: str) -> str:
     redirect_output(log)
     end_with_command(folder)
     try:
+        if stage in NEED_RAY:
+            connect_environment(Path(folder.facts().home))
         return run_stage(folder, stage, config, inputs, code).ref.to_json()
     except Exception as error:  # noqa: BLE001 (told in error.json)
         traceback.print_exc()

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 
 from components.errors import SpecError
 from components.serve.config import DeployConfig, ReplicasConfig
 from components.tracking.names import checked_name
 from pipelines.model_source import find_model
-from pipelines.ray_cluster import client_environment, ensure_ray, lease
+from pipelines.ray_cluster import connect_environment, lease
 from pipelines.run_folder import penstock_home
 
 
@@ -30,9 +29,7 @@ def command(options: argparse.Namespace) -> int:
     deploy = DeployConfig(host=options.host, port=options.port, replicas=replicas)
     artifact = open_servable(source.ref)
     with lease(home):
-        if not os.environ.get("RAY_ADDRESS"):
-            os.environ.update(client_environment(home))
-            os.environ["RAY_ADDRESS"] = ensure_ray(home).address
+        connect_environment(home)
         endpoint = deploy_model(artifact, name, source.version, deploy, home)
     if options.json:
         print(
