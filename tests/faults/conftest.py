@@ -1,0 +1,106 @@
+"""How often a fault is tried, and the record that `make test-faults-full` keeps of it.
+
+`PENSTOCK_FAULTS=full` asks for the full counts. That takes hours, so each result is saved as it comes: the same command
+goes on where the last one was stopped, as long as the code is the same, and writes `docs/faults.md` when it ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+STATE = ROOT / ".penstock" / "faults.jsonl"
+PAGE = ROOT / "docs" / "faults.md"
+FULL = os.environ.get("PENSTOCK_FAULTS") == "full"
+ROW = re.compile(r"test_(security_\d+|[A-Z]\d+)(?=_|\b)")
+
+
+@pytest.fixture
+def repeats(record_property: Callable[[str, object], None]) -> Callable[[int, int], int]:
+    """`repeats(short, full)`: how often to try, noted as this test's n."""
+
+    def choose(short: int, full: int) -> int:
+        count = full if FULL else short
+        record_property("n", count)
+        return count
+
+    return choose
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leaves out what has already passed with this code in an earlier part of a full run."""
+    done = passed_before() if FULL else set()
+    config.hook.pytest_deselected(items=[item for item in items if item.nodeid in done])
+    items[:] = [item for item in items if item.nodeid not in done]
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Iterator[None]:
+    outcome: Any = yield
+    report = outcome.get_result()
+    if FULL and (report.when == "call" or report.failed):
+        save(item.nodeid, report.outcome, int(dict(item.user_properties).get("n", 1)))
+
+
+def pytest_sessionfinish() -> None:
+    if FULL and STATE.exists():
+        PAGE.write_text(render_page(read_results()))
+
+
+def current_code() -> str:
+    from pipelines.identity import code_version
+
+    return code_version()
+
+
+def save(test: str, outcome: str, count: int) -> None:
+    record = {
+        "test": test,
+        "outcome": outcome,
+        "n": count,
+        "date": f"{datetime.now(UTC):%Y-%m-%d}",
+        "code": current_code(),
+    }
+    STATE.parent.mkdir(exist_ok=True)
+    with STATE.open("a") as handle:
+        handle.write(json.dumps(record) + "\n")
+
+
+def read_results() -> dict[str, dict[str, Any]]:
+    """The newest result of each test; a torn last line is left out."""
+    lines = STATE.read_text().split("\n")[:-1] if STATE.exists() else []
+    return {record["test"]: record for record in map(json.loads, lines)}
+
+
+def passed_before() -> set[str]:
+    code = current_code()
+    return {test for test, one in read_results().items() if one["outcome"] == "passed" and one["code"] == code}
+
+
+def render_page(results: dict[str, dict[str, Any]]) -> str:
+    """docs/faults.md: one line a test, sorted by the row it stands for."""
+    lines = [
+        "# Faults",
+        "",
+        "What was broken on purpose, how often, and what came of it. Written by `make test-faults-full`.",
+        "",
+        "| Row | Test | n | Outcome | Date | Code |",
+        "|---|---|---|---|---|---|",
+    ]
+    for test in sorted(results, key=lambda name: (row_of(name), name)):
+        one, name = results[test], test.rpartition("::")[2].replace("|", "\\|")
+        lines.append(f"| {row_of(test)} | `{name}` | {one['n']} | {one['outcome']} | {one['date']} | {one['code']} |")
+    return "\n".join(lines) + "\n"
+
+
+def row_of(test: str) -> str:
+    match = ROW.search(test)
+    return match.group(1).replace("_", " ") if match else ""
