@@ -69,7 +69,12 @@ def connected() -> Iterator[None]:
         return
     if not os.environ.get("RAY_ADDRESS"):
         raise UnavailableError("RAY_ADDRESS names no Ray to deploy on; use `penstock run` or `penstock serve`.")
-    ray.init(log_to_driver=False, logging_level=logging.WARNING, namespace=NAMESPACE)
+    try:
+        ray.init(log_to_driver=False, logging_level=logging.WARNING, namespace=NAMESPACE)
+    except ConnectionError as error:
+        raise UnavailableError(
+            f"The Ray at {os.environ['RAY_ADDRESS']} does not answer; run the command again."
+        ) from error
     try:
         yield
     finally:
