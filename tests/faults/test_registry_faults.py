@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.components.serve.tiny import tiny_context, tiny_model
 
 from components.errors import ArtifactError
 from components.tracking import registry
+from tests.components.serve.tiny import tiny_context, tiny_model
 
 pytestmark = pytest.mark.faults
 FILES = ("model.onnx", "config.json", "preprocess/preprocessing.json", "manifest.json")
