@@ -57,6 +57,8 @@ class TuneConfig(Config):
     search: Literal["grid", "random", "bayesian"] = "bayesian"
     trials: int | None = Field(None, ge=1)
     """Configurations tried; None is 10, or the whole grid for `search: grid`."""
+    max_epochs: int | None = Field(None, ge=1)
+    """Epochs a trial runs at most, under the schedule of all `train.epochs`; None is `train.epochs`."""
     scheduler: Literal["asha"] | None = None
     """asha stops bad trials early; None runs every trial to its end."""
     asha: AshaConfig = AshaConfig()

@@ -142,12 +142,15 @@ def name_trial(trial: Any) -> str:
 
 @contextmanager
 def _tune_environment(slots: Slots) -> Iterator[None]:
-    """Tune reads these from this process; they are put back for whatever runs here afterwards."""
+    """Tune reads these from this process; they are put back for whatever runs here afterwards.
+
+    What Tune would log as errors (trials that did not complete) the sweep records with their reasons.
+    """
     wanted = {**TUNE_ENVIRONMENT, "TUNE_MAX_PENDING_TRIALS_PG": str(slots.count)}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
     level = logging.getLogger("ray.tune").level
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)
     try:
         yield
     finally:

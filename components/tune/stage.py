@@ -86,7 +86,8 @@ def make_plan(config: StageConfig) -> SweepPlan:
     from components.tasks import get_task
 
     task = get_task(config.task)
-    return SweepPlan(config.tune, config.seed, config.train.epochs, task.deciding_metric, task.mode)
+    epochs = min(config.train.epochs, config.tune.max_epochs or config.train.epochs)
+    return SweepPlan(config.tune, config.seed, epochs, task.deciding_metric, task.mode)
 
 
 def owner_digest(config: StageConfig, dataset_digest: str) -> str:

@@ -1,8 +1,8 @@
 """The state of a sweep: what was suggested, reported and decided. No Ray in here, so a test drives it with plain calls.
 
     trial = sweep.next_trial()                    unfinished trials of an earlier start first, then new suggestions
-    sweep.report(trial.number, epoch, metrics)    False: the trial is stopped
-    sweep.finish(trial.number)  or  sweep.fail(trial.number, reason)
+    sweep.report(trial.number, epoch, metrics)    False: the trial is stopped, or had its last epoch
+    sweep.finish(trial.number)  or  sweep.fail(trial.number, reason)    it ended by itself
 
 Each call writes the journal before it returns. A restart folds the journal back into this state, feeding the stop rule
 every report in its order, so that at concurrency 1 the sweep goes on as if nothing had happened.
@@ -114,16 +114,20 @@ class Sweep:
         an older checkpoint) has its decision already.
         """
         trial = self.trials[number]
-        if trial.state != "running" or epoch in trial.reports:
-            return trial.state == "running"
+        if trial.state == "running" and epoch not in trial.reports:
+            self._take_report(trial, epoch, metrics, pace or {})
+        if trial.state == "running" and epoch >= self.plan.epochs:
+            self.finish(number)
+        return trial.state == "running"
+
+    def _take_report(self, trial: Trial, epoch: int, metrics: Mapping[str, float], pace: Mapping[str, float]) -> None:
         bad = next((name for name in (self.plan.metric, *metrics) if not math.isfinite(metrics[name])), None)
         if bad:
-            self.fail(number, f"{bad} is {metrics[bad]} at epoch {epoch}")
-            return False
-        goes_on = self.stop_rule.goes_on(number, epoch, metrics[self.plan.metric])
-        values = {"metrics": dict(metrics), "pace": dict(pace or {})}
-        self._record("report", trial=number, epoch=epoch, goes_on=goes_on, **values)
-        return goes_on
+            self.fail(trial.number, f"{bad} is {metrics[bad]} at epoch {epoch}")
+            return
+        goes_on = self.stop_rule.goes_on(trial.number, epoch, metrics[self.plan.metric])
+        values = {"metrics": dict(metrics), "pace": dict(pace)}
+        self._record("report", trial=trial.number, epoch=epoch, goes_on=goes_on, **values)
 
     def finish(self, number: int) -> None:
         """The trial ran to its end."""

@@ -47,9 +47,8 @@ def test_a_trial_at_its_last_epoch_is_finished_not_stopped(tmp_path):
     sweep = Sweep(make_plan(epochs=2, scheduler="asha"), Journal(tmp_path / "trials.jsonl", "owner"))
     for accuracy in (0.9, 0.1):
         trial = sweep.next_trial()
-        for epoch in (1, 2):
-            assert sweep.report(trial.number, epoch, {"accuracy": accuracy})
-        sweep.finish(trial.number)
+        assert sweep.report(trial.number, 1, {"accuracy": accuracy})
+        assert not sweep.report(trial.number, 2, {"accuracy": accuracy})
         assert trial.state == "finished"
 
 
@@ -132,3 +131,9 @@ def test_a_cluster_without_cpus_is_refused():
 
 def test_a_trial_runs_its_epochs(tmp_path):
     assert {len(trial.reports) for trial in run_sweep(tmp_path, search="random").in_order()} == {EPOCHS}
+
+
+def test_a_trial_may_be_given_fewer_epochs_than_the_training(tmp_path):
+    sweep = Sweep(make_plan(epochs=3), Journal(tmp_path / "trials.jsonl", "owner"))
+    run_here(sweep, make_settings(tmp_path, epochs=EPOCHS), fake_train)
+    assert [(trial.state, len(trial.reports)) for trial in sweep.in_order()] == [("finished", 3)] * 6
