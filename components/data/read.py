@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 BATCH_ROWS = 1024
-IMAGE_BATCH_ROWS = 64
-"""Images a batch: at a few MB each this stays well below a worker's memory."""
+BATCH_BYTES = 16 << 20
+"""A batch ends with the row that exceeds either."""
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,13 @@ def read_unit(unit: Unit, roles: Roles) -> Iterator[pa.Table]:
         "images": read_images.read_images,
         "digits": read_images.read_digits,
     }
-    size = IMAGE_BATCH_ROWS if roles.modality == "image" and unit.kind != "digits" else BATCH_ROWS
-    start, rows = 0, []
+    start, rows, size_bytes = 0, [], 0
     for row in readers[unit.kind](unit, roles):
         rows.append(row)
-        if len(rows) == size:
+        size_bytes += len(row.feature or "")
+        if len(rows) == BATCH_ROWS or size_bytes > BATCH_BYTES:
             yield to_table(rows, start, roles)
-            start, rows = start + len(rows), []
+            start, rows, size_bytes = start + len(rows), [], 0
     if rows:
         yield to_table(rows, start, roles)
 

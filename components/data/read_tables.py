@@ -15,8 +15,8 @@ from components.errors import DataError
 if TYPE_CHECKING:
     import pyarrow.csv as arrow_csv
 
-CSV_BLOCK_BYTES = 8 << 20
-"""Bytes of CSV parsed at a time; no row may be longer."""
+CSV_BLOCK_BYTES = 2 << 20
+"""Bytes of CSV parsed at a time; no row may be longer. Arrow reads up to 32 of these ahead."""
 MISSING = ("", "NaN", "nan", "NULL", "null")
 """Cells that stand for no value in CSV, where there is no other way to write it."""
 

@@ -151,7 +151,7 @@ class StoredBatches:
     def __iter__(self) -> Iterator[pa.Table]:
         import pyarrow as pa
 
-        with pa.memory_map(str(self.path)) as file:
+        with pa.OSFile(str(self.path)) as file:
             reader = pa.ipc.open_file(file)
             for number in range(reader.num_record_batches):
                 yield pa.Table.from_batches([reader.get_batch(number)])
@@ -181,8 +181,9 @@ def write_rows(
 ) -> None:
     """Last pass: encodes the kept rows and streams them into the splits, reporting progress once a second."""
     work = EncodeRows(SelectRows(config.task, plan.roles, plan.cleaned.classes), preprocessing)
+    feature = get_task(config.task).feature
     total, reported = len(plan.parts), time.monotonic()
-    for written in write_splits(dataset, driver(select_items(plan, plan.parts), work)):
+    for written in write_splits(dataset, driver(select_items(plan, plan.parts), work), feature):
         if time.monotonic() - reported > PROGRESS_S or written == total:
             context.event("progress", step=written, total=total)
             reported = time.monotonic()

@@ -13,17 +13,25 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 RECORD_BATCH_ROWS = 1024
-"""Fixed, so that the bytes do not depend on how the rows arrived."""
+RECORD_BATCH_BYTES = 32 << 20
+"""A record batch ends at the row that fills either, so that its bounds do not depend on how the rows arrived."""
 
 
 class SplitWriter:
-    """Cuts what arrives into record batches of a fixed length and writes each as soon as it is full."""
+    """Cuts what arrives into record batches and writes each as soon as it is full.
 
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
+    Args:
+        path: The file.
+        schema: Of the rows.
+        payload: The column whose bytes are counted: text or encoded image.
+    """
+
+    def __init__(self, path: Path, schema: pa.Schema, payload: str) -> None:
         import pyarrow as pa
 
         path.parent.mkdir(parents=True, exist_ok=True)
         self.file = pa.ipc.new_file(str(path), schema)
+        self.payload = payload
         self.waiting = schema.empty_table()
         self.rows = 0
 
@@ -32,13 +40,14 @@ class SplitWriter:
 
         self.rows += rows.num_rows
         self.waiting = pa.concat_tables([self.waiting, rows])
-        while self.waiting.num_rows >= RECORD_BATCH_ROWS:
-            self.flush(RECORD_BATCH_ROWS)
+        while (count := full_batch(self.waiting.column(self.payload))) is not None:
+            self.flush(count)
 
     def flush(self, count: int) -> None:
-        # combine_chunks copies, so that no buffer of a larger table is written along.
-        batch = self.waiting.slice(0, count).combine_chunks()
-        self.file.write_table(batch)
+        import numpy as np
+
+        # `take` makes new buffers; a slice would be written with parts of the buffers of the batch it was cut from.
+        self.file.write_table(self.waiting.take(np.arange(count)).combine_chunks())
         self.waiting = self.waiting.slice(count)
 
     def close(self) -> None:
@@ -47,7 +56,17 @@ class SplitWriter:
         self.file.close()
 
 
-def write_splits(dataset: Path, batches: Iterator[pa.Table]) -> Iterator[int]:
+def full_batch(payload: pa.ChunkedArray) -> int | None:
+    """How many of the waiting rows make a full record batch, or None if they are too few."""
+    import numpy as np
+    import pyarrow.compute as pc
+
+    sizes = np.cumsum(pc.binary_length(payload).to_numpy(), dtype=np.int64)
+    count = min(int(np.searchsorted(sizes, RECORD_BATCH_BYTES)) + 1, RECORD_BATCH_ROWS)
+    return count if count <= len(sizes) else None
+
+
+def write_splits(dataset: Path, batches: Iterator[pa.Table], payload: str) -> Iterator[int]:
     """Writes all three files, yielding the rows written so far after each batch."""
     import pyarrow.compute as pc
 
@@ -56,7 +75,7 @@ def write_splits(dataset: Path, batches: Iterator[pa.Table]) -> Iterator[int]:
         for table in batches:
             rows = table.drop_columns(["part"])
             if not writers:
-                writers = [SplitWriter(split_path(dataset, name), rows.schema) for name in SPLITS]
+                writers = [SplitWriter(split_path(dataset, name), rows.schema, payload) for name in SPLITS]
                 for writer in writers:
                     stack.callback(writer.close)
             for part, writer in enumerate(writers):
