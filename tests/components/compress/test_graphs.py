@@ -55,7 +55,7 @@ def test_int8_is_smaller_and_close(exported, tmp_path):
 
 
 def test_embedding_is_stored_in_int8_one_scale_a_row(exported, tmp_path):
-    architecture, network, path = exported
+    architecture, _, path = exported
     if architecture not in TEXT_NETWORKS:
         pytest.skip("no embedding")
     quantize_dynamic(path, tmp_path / "dynamic.onnx")
