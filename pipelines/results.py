@@ -41,7 +41,7 @@ def build_result(folder: RunFolder, status: str) -> dict[str, Any]:
         "baseline": _baseline(metrics),
         "compressed": _compressed(artifacts.get("compress"), metrics),
         "gate": evaluation.manifest.metadata.get("gate") if evaluation else None,
-        "registered": _registered(artifacts.get("register")),
+        "registered": _registered(artifacts.get("register"), "deploy" in artifacts),
         "endpoint": _endpoint(artifacts.get("deploy")),
         "report": None,
     }
@@ -123,11 +123,12 @@ def _compressed(artifact: Artifact | None, metrics: Mapping[str, Any]) -> dict[s
     }
 
 
-def _registered(artifact: Artifact | None) -> dict[str, Any] | None:
+def _registered(artifact: Artifact | None, deployed: bool) -> dict[str, Any] | None:
+    """The version, and what it became: `champion` once its endpoint answers."""
     if artifact is None:
         return None
     record = artifact.read_json("registration.json")
-    return {key: record[key] for key in ("name", "version", "alias")}
+    return {"name": record["name"], "version": record["version"], "alias": CHAMPION if deployed else record["alias"]}
 
 
 def _endpoint(artifact: Artifact | None) -> dict[str, Any] | None:

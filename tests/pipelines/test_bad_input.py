@@ -1,0 +1,249 @@
+"""What a user can get wrong, given to the command as it is: one sentence, the right exit code, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipelines.cli import main
+from pipelines.processes import FileLock, free_port
+from tests.builders import png
+
+IMAGES = {"task": "image-classification", "data": {"source": "builtin://digits"}, "model": {"architecture": "mlp"}}
+TEXTS = {"task": "text-classification", "data": {"source": "data.csv"}, "model": {"architecture": "text-cnn"}}
+
+
+class Told:
+    """Runs commands in a folder and keeps how the last one ended."""
+
+    def __init__(self, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.folder, self.capsys = folder, capsys
+        self.exit_code, self.stdout, self.stderr = 0, "", ""
+
+    def spec(self, values: dict[str, Any], **sections: Any) -> Path:
+        path = self.folder / "spec.yaml"
+        path.write_text(json.dumps({"name": "bad", **values, **sections}, indent=1))
+        return path
+
+    def run(self, *arguments: str | Path) -> Told:
+        self.capsys.readouterr()
+        self.exit_code = main(["run", *map(str, arguments)])
+        self.stdout, self.stderr = self.capsys.readouterr()
+        return self
+
+    def sentence(self) -> str:
+        """The one line that says what is wrong."""
+        (line,) = [line for line in self.stderr.splitlines() if line.startswith("penstock:")]
+        assert "Traceback" not in self.stderr
+        return line
+
+
+@pytest.fixture
+def told(tmp_path: Path, penstock_home: Path, capsys: pytest.CaptureFixture[str]) -> Told:
+    return Told(tmp_path, capsys)
+
+
+def written(home: Path) -> set[str]:
+    """What a refused command left, without the cache of source digests."""
+    return {path.name for path in home.iterdir()} - {"cache"}
+
+
+def texts(rows: int = 30, header: str = "text,label") -> str:
+    return "\n".join([header, *(f"some words {n},{'ab'[n % 2]}" for n in range(rows))]) + "\n"
+
+
+BAD_TABLES: dict[str, tuple[str | None, str]] = {
+    "missing file": (None, "data.csv"),
+    "empty file": ("", "empty"),
+    "header only": ("text,label\n", "row"),
+    "without the named column": (texts(header="text,class"), "label"),
+    "a label seen once": (texts() + "rare words,c\n", "'c'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_TABLES)
+def test_a_bad_table_is_refused_before_anything_is_written(told: Told, penstock_home: Path, case: str) -> None:
+    table, named = BAD_TABLES[case]
+    if table is not None:
+        (told.folder / "data.csv").write_text(table)
+    told.run(told.spec(TEXTS))
+    assert told.exit_code == 2
+    assert named in told.sentence()
+    assert written(penstock_home) == set()
+
+
+BAD_SPECS: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown key": ({"train": {"epoch": 3}}, "train.epoch"),
+    "wrong type": ({"train": {"epochs": "many"}}, "train.epochs"),
+    "out of range": ({"train": {"epochs": 0}}, "train.epochs"),
+    "sweep parameter that is no field": ({"tune": {"space": {"train.rate": {"choice": [1]}}}}, "train.rate"),
+    "section of a later version": ({"fuse": {}}, "not available in this version"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_SPECS)
+def test_a_bad_spec_is_refused_with_its_line(told: Told, penstock_home: Path, case: str) -> None:
+    sections, named = BAD_SPECS[case]
+    told.run(told.spec(IMAGES, **sections))
+    assert told.exit_code == 2
+    assert named in told.sentence()
+    assert "line " in told.sentence()
+    assert written(penstock_home) == set()
+
+
+def test_as_json_an_error_is_one_document_and_nothing_else(told: Told) -> None:
+    told.run(told.spec(IMAGES, train={"epochs": 0}), "--json")
+    assert told.exit_code == 2
+    assert told.stderr == ""
+    document = json.loads(told.stdout)
+    assert document["status"] == "failed"
+    assert {"kind": "spec", "field": "train.epochs"}.items() <= document["error"].items()
+
+
+@pytest.fixture
+def taken_port() -> Iterator[int]:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        yield listener.getsockname()[1]
+
+
+def test_a_port_in_use_is_refused_before_anything_runs(told: Told, penstock_home: Path, taken_port: int) -> None:
+    told.run(told.spec(IMAGES, deploy={"port": taken_port}))
+    assert told.exit_code == 2
+    assert str(taken_port) in told.sentence()
+    assert written(penstock_home) == {"runs"}
+    assert not list(penstock_home.glob("runs/*/events.jsonl"))
+
+
+@pytest.fixture
+def dead_mlflow(monkeypatch: pytest.MonkeyPatch) -> str:
+    uri = f"http://127.0.0.1:{free_port()}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    return uri
+
+
+def test_an_mlflow_that_does_not_answer_is_refused(told: Told, penstock_home: Path, dead_mlflow: str) -> None:
+    told.run(told.spec(IMAGES, deploy=False))
+    assert told.exit_code == 2
+    assert dead_mlflow in told.sentence()
+    assert "--offline" in told.sentence() + told.stderr
+    assert not list(penstock_home.glob("runs/*/events.jsonl"))
+
+
+def test_offline_runs_without_mlflow_and_keeps_the_journal(told: Told, penstock_home: Path, dead_mlflow: str) -> None:
+    told.run(told.spec(IMAGES, deploy=False), "--offline", "--debug", "--until", "data")
+    assert told.exit_code == 0
+
+
+def test_the_run_that_another_command_holds_is_refused_by_its_pid(told: Told, penstock_home: Path) -> None:
+    arguments = (told.spec(IMAGES), "--debug", "--until", "data")
+    assert told.run(*arguments).exit_code == 0
+    (folder,) = penstock_home.glob("runs/bad-*")
+    events = (folder / "events.jsonl").read_bytes()
+    holder = FileLock(folder / "lock")
+    assert holder.acquire()
+    told.run(*arguments)
+    assert told.exit_code == 2
+    assert f"process {holder.holder()}" in told.sentence()
+    assert (folder / "events.jsonl").read_bytes() == events
+
+
+def image_folder(folder: Path, good: int, corrupt: int) -> Path:
+    generator = np.random.default_rng(0)
+    for number in range(good + corrupt):
+        path = folder / "images" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = png(generator.integers(0, 255, (8, 8), dtype=np.uint8))
+        path.write_bytes(whole if number < good else whole[: len(whole) // 2])
+    return folder / "images"
+
+
+def test_a_corrupt_image_among_good_ones_is_dropped_and_told(told: Told, penstock_home: Path) -> None:
+    source = image_folder(told.folder, good=58, corrupt=2)
+    told.run(told.spec({**IMAGES, "data": {"source": str(source), "max_corrupt": 0.05}}), "--debug", "--until", "data")
+    assert told.exit_code == 0
+    (report,) = penstock_home.glob("artifacts/data/*/report.json")
+    assert "58.png" in report.read_text()
+    schema = json.loads((report.parent / "schema.json").read_text())
+    assert sum(schema["rows"].values()) == 58
+
+
+def test_more_corrupt_images_than_allowed_are_an_error_that_names_one(told: Told, penstock_home: Path) -> None:
+    source = image_folder(told.folder, good=50, corrupt=10)
+    told.run(told.spec({**IMAGES, "data": {"source": str(source), "max_corrupt": 0.05}}), "--debug", "--until", "data")
+    assert told.exit_code == 2
+    assert "max_corrupt" in told.sentence() + told.stderr
+    assert not list(penstock_home.glob("artifacts/data/*"))
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def flip(path: Path) -> None:
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.write_bytes(damaged)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [("splits/train.arrow", cut), ("schema.json", flip), ("manifest.json", Path.unlink)],
+    ids=["truncated", "altered", "removed"],
+)
+def test_a_damaged_artifact_is_made_again(
+    told: Told, penstock_home: Path, damage: Callable[[Path], None], name: str
+) -> None:
+    arguments = (told.spec(IMAGES), "--debug", "--until", "data", "--json")
+    first = json.loads(told.run(*arguments).stdout)
+    (artifact,) = penstock_home.glob("artifacts/data/*")
+    whole = (artifact / "manifest.json").read_bytes()
+    damage(artifact / name)
+    again = json.loads(told.run(*arguments).stdout)
+    assert told.exit_code == 0
+    assert again["run_id"] == first["run_id"]
+    assert again["stages"]["data"]["cached"] is False
+    assert json.loads((artifact / "manifest.json").read_bytes())["digest"] == json.loads(whole)["digest"]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 64 kB; only root may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k,mode=0700", "tmpfs", str(folder)], capture_output=True
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"no small disk can be mounted here: {mounted.stderr.decode().strip()}")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_is_told_and_the_same_command_goes_on(
+    told: Told, penstock_home: Path, small_disk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PENSTOCK_ARTIFACT_ROOT", str(small_disk))
+    arguments = (told.spec(IMAGES), "--debug", "--until", "data")
+    told.run(*arguments)
+    assert told.exit_code == 1
+    assert "disk is full" in told.sentence()
+    assert not list(small_disk.rglob("manifest.json"))
+    subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
+    assert told.run(*arguments).exit_code == 0
+
+
+def test_a_home_on_a_full_disk_is_told(told: Told, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PENSTOCK_HOME", str(small_disk))
+    (small_disk / "filler").write_bytes(bytes(64 << 10))
+    told.run(told.spec(IMAGES), "--debug", "--until", "data")
+    assert told.exit_code == 1
+    assert "disk is full" in told.sentence()
