@@ -23,7 +23,7 @@ export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install system-packages ops warm-imports demo test test-faults test-faults-full test-gpu lint types check format lock clean
+.PHONY: help install system-packages ops warm-imports empty-database demo test test-faults test-faults-full test-gpu lint types check format lock clean
 
 help:  ## Lists the targets
 	@awk -F ':.*## ' '/^[a-zA-Z%-]+:.*## / {sub("%", "NAME", $$1); printf "  make %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -40,7 +40,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r constraints.txt \
 		|| $(BIN)/pip install --quiet --no-compile --no-deps -r constraints.txt
 	$(BIN)/pip install --quiet --no-deps --no-build-isolation --config-settings editable_mode=compat -e .
-	@$(MAKE) --no-print-directory -j 2 ops warm-imports
+	@$(MAKE) --no-print-directory -j 2 ops warm-imports empty-database
 	@touch $@
 
 system-packages:  ## Installs the Debian packages that are missing (only as root)
@@ -66,6 +66,9 @@ ops:  ## Builds DeepSpeed's CPU ops cpu_adam and deepspeed_shm_comm, unless they
 warm-imports:  ## Compiles the Python that a run imports
 	@$(BIN)/python -W ignore -c 'import ray.train.torch, ray.tune, ray.serve, ray.data, kfp.local, mlflow, optuna, onnxruntime, onnxscript, kornia, sklearn.linear_model, transformers.models.vit.modeling_vit' >$(VENV)/imports.log 2>&1 \
 		|| { cat $(VENV)/imports.log; exit 1; }
+
+empty-database:  ## Builds the empty MLflow database that each PENSTOCK_HOME begins with (its migrations take seconds)
+	@$(BIN)/python -W ignore -m components.tracking.client >$(VENV)/database.log 2>&1 || { cat $(VENV)/database.log; exit 1; }
 
 demo: $(STAMP)  ## Runs the digits recipe: data, search, training, compression, gate, registry, endpoint
 	$(BIN)/penstock run digits

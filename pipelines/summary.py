@@ -13,7 +13,7 @@ def print_summary(result: Mapping[str, Any], folder: RunFolder) -> None:
     """Prints the end of a run for a person, on standard output."""
     from rich.console import Console
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, soft_wrap=True)
     table = metrics_table(result)
     if table is not None:
         console.print(table)
