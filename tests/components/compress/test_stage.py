@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from components.artifacts import open_artifact
 from components.artifacts import dataset as dataset_module
+from components.artifacts import open_artifact
 from components.compress import candidates as candidates_module
 from components.compress import measure, quantize, stage
 from components.compress.config import CompressConfig
