@@ -80,10 +80,15 @@ def prepare(loaded: LoadedSpec, options: RunOptions, home: Path) -> RunFolder:
         folder = find_run(home, options.resume)
         refuse_changes(folder, spec, source, identity)
         return folder
-    if options.fresh:
-        return _create(home, spec, source, identity, options)
-    existing = _newest_of(home, identity)
-    return existing or _create(home, spec, source, identity, options)
+    # Two commands that start at once must find or make the same folder, and make it once.
+    making = FileLock(runs_folder(home) / ".making")
+    if not making.acquire(wait_s=10.0):
+        raise BusyError(f"Process {making.holder()} is starting a run in {home} and does not go on; end it.")
+    try:
+        existing = None if options.fresh else _newest_of(home, identity)
+        return existing or _create(home, spec, source, identity, options)
+    finally:
+        making.release()
 
 
 def _newest_of(home: Path, identity: str) -> RunFolder | None:

@@ -173,7 +173,8 @@ class LiveView(View):
             seconds = (
                 f"{state.seconds:.1f} s" if state.seconds is not None else "cached" if state.state == "cached" else ""
             )
-            detail = f"[dim]{state.text or describe_metrics(state.metrics)}"
+            metrics = {name: value for name, value in state.metrics.items() if name != "eta_s"}
+            detail = f"[dim]{state.text or describe_metrics(metrics)}"
         return [mark, name, seconds, detail]
 
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from components.errors import StageError
-from pipelines.ray_cluster import stop_ray, temp_dir
+from pipelines.ray_cluster import ray_folder, stop_ray, temp_dir
 from pipelines.run_folder import RunFolder, find_run, list_runs, penstock_home
 
 STOP_WAIT_S = 30.0
@@ -60,5 +60,8 @@ def forget_endpoints(home: Path) -> list[str]:
 
 
 def remove_session_files(home: Path) -> None:
-    """Removes what Ray left of its ended session: sockets, logs and spilled objects."""
+    """Removes what Ray and HAProxy left of their ended session: sockets, logs and spilled objects."""
+    from components.serve.haproxy import private_folder
+
     shutil.rmtree(temp_dir(home), ignore_errors=True)
+    shutil.rmtree(private_folder(ray_folder(home)), ignore_errors=True)
