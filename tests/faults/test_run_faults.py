@@ -1,0 +1,230 @@
+"""Faults of whole runs: kills at random moments and between stages, two commands at once, Ctrl-C, a full disk.
+
+Rows E5, G1 and A17. Every run is the real command in a home of its own; an undisturbed one is the control.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import sqlite3
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from components.context import read_lines
+from tests.command import SMALL, SWEEP, Home, content, new_home, wait_for
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
+
+GONE_WITHIN_S = 30.0
+SWEPT = {**SMALL, "tune": SWEEP, "deploy": False}
+STAGES = ("data", "tune", "train", "compress", "evaluate", "register", "deploy")
+
+
+@pytest.fixture(scope="module")
+def control() -> Iterator[tuple[dict[str, str], float]]:
+    """What the undisturbed run makes, and how long it takes in seconds."""
+    with new_home("pc-") as home:
+        answer = home.run("run", home.write_spec(SWEPT))
+        assert answer.exit_code == 0, answer.stderr
+        yield content(home), answer.seconds
+
+
+def kill(home: Home, process: subprocess.Popen[str], whole_tree: bool) -> None:
+    home.processes()  # remembers the sessions, so that what is left is found by them
+    if whole_tree:
+        home.kill_all()
+    process.kill()
+    process.communicate(timeout=60)
+
+
+def check_trials(home: Home, kills: int) -> None:
+    """No trial was lost, run twice, or went on after its end."""
+    (path,) = home.path.glob("work/tune/*/trials.jsonl")
+    records = read_lines(path)
+    ends = [record["trial"] for record in records if record["kind"] == "end"]
+    epochs = [(record["trial"], record["epoch"]) for record in records if record["kind"] == "report"]
+    assert sorted(ends) == [0, 1, 2]
+    assert len(epochs) == len(set(epochs))
+    started = [event for event in home.events("trial") if event["state"] == "running"]
+    assert len(started) <= 3 + kills
+
+
+@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("whole_tree", [False, True], ids=["command", "tree"])
+def test_E5_killed_at_random_moments_it_resumes_and_ends_the_same(
+    control: tuple[dict[str, str], float], home: Home, repeats: Callable, whole_tree: bool, part: int
+) -> None:
+    """20 kills in full, in parts of 5 for the command and 2 or 3 for its whole tree; 3 in short."""
+    if whole_tree:
+        kills = repeats(1 if part == 0 else 0, 5 if part < 2 else 0)
+    else:
+        kills = repeats(2 if part == 0 else 0, 5 if part < 2 else 0)
+    if not kills:
+        pytest.skip("no kills in this part")
+    expected, seconds = control
+    seed = 100 * whole_tree + part
+    generator, arguments, done = random.Random(seed), ("run", home.write_spec(SWEPT)), 0
+    for _ in range(kills):
+        process = home.start(*arguments)
+        moment_s = generator.uniform(0.1, 1.0) * seconds * 0.7
+        ended = wait_until(process, moment_s)
+        if ended:
+            break
+        kill(home, process, whole_tree)
+        gone_s = home.seconds_until_gone(GONE_WITHIN_S)
+        done += 1
+        print(f"seed {seed}: killed after {moment_s:.1f} s, all gone after {gone_s:.1f} s")
+    answer = home.run(*arguments, "--json")
+    assert answer.exit_code == 0, answer.stdout
+    assert done >= 1
+    assert content(home) == expected
+    check_trials(home, done)
+
+
+def wait_until(process: subprocess.Popen[str], moment_s: float) -> bool:
+    """Whether the command ended by itself within that time."""
+    try:
+        process.wait(moment_s)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def ended_stages(home: Home) -> list[str]:
+    return [event["stage"] for event in home.events("end")]
+
+
+def endpoint_processes(home: Home) -> frozenset[int]:
+    """The Ray under a deployed endpoint may outlive the command; the command's own processes may not."""
+    from pipelines.processes import session_members
+    from pipelines.ray_cluster import read_record
+
+    record = read_record(home.path)
+    deployed = any((home.path / "endpoints").glob("*.json"))
+    return frozenset(session_members(record.leader)) if record and deployed else frozenset()
+
+
+def test_G1_killed_right_after_each_stage_only_the_open_one_is_redone(home: Home, repeats: Callable) -> None:
+    kills = repeats(len(STAGES), len(STAGES))
+    spec = home.write_spec({**SMALL, "tune": SWEEP})
+    for stage in STAGES[:kills]:
+        process = home.start("run", spec)
+        assert wait_for(lambda stage=stage: stage in ended_stages(home), process), process.communicate()
+        kill(home, process, whole_tree=False)
+        wait_for_death_of_the_command(home)
+    answer = home.run("run", spec, "--json")
+    assert answer.exit_code == 0, answer.stdout
+    result = answer.document()
+    ends = ended_stages(home)
+    # A stage that had told its end is not begun again, but for the two that are not cached and cost nothing twice.
+    assert [ends.count(stage) for stage in STAGES[:5]] == [1] * 5
+    begun = [event["stage"] for event in home.events("begin")]
+    assert all(begun.count(stage) <= 2 for stage in STAGES[:5])
+    assert_one_version_one_deployment(home, result)
+    with new_home("pc-") as other:
+        assert other.run("run", other.write_spec({**SMALL, "tune": SWEEP})).exit_code == 0
+        assert content(home) == content(other)
+
+
+def wait_for_death_of_the_command(home: Home) -> None:
+    deadline = time.monotonic() + GONE_WITHIN_S
+    while left := home.processes() - endpoint_processes(home):
+        assert time.monotonic() < deadline, f"left: {left}"
+        if endpoint_processes(home):
+            time.sleep(0.25)
+        else:
+            home.seconds_until_gone(GONE_WITHIN_S)
+
+
+def assert_one_version_one_deployment(home: Home, result: dict) -> None:
+    database = sqlite3.connect(home.path / "mlflow.db")
+    assert database.execute("select name, version from model_versions").fetchall() == [("small", 1)]
+    assert dict(database.execute("select alias, version from registered_model_aliases"))["champion"] == 1
+    names = [name for (name,) in database.execute("select name from runs")]
+    assert len(names) == len(set(names)) == 5  # the run, its sweep, three trials
+    assert [path.stem for path in (home.path / "endpoints").iterdir()] == ["small"]
+    endpoint = json.loads((home.path / "endpoints" / "small.json").read_text())
+    assert endpoint["digest"] == result["compressed"]["digest"]
+
+
+def test_A17_of_two_commands_at_once_exactly_one_runs(home: Home, repeats: Callable) -> None:
+    for number in range(repeats(10, 100)):
+        spec = home.write_spec(SMALL, seed=number)
+        arguments = ("run", spec, "--until", "data", "--json", "--debug", "--offline")
+        commands = [home.start(*arguments) for _ in range(2)]
+        answers = []
+        for command in commands:
+            stdout, stderr = command.communicate(timeout=600)
+            answers.append((command.returncode, json.loads(stdout), stderr))
+        codes = sorted(code for code, _, _ in answers)
+        folder = home.path / "runs" / next(document["run_id"] for code, document, _ in answers if code == 0)
+        if codes == [0, 0]:  # one had ended before the other asked: it was answered from the record
+            assert any(document["stages"]["data"]["cached"] for _, document, _ in answers)
+        else:
+            assert codes == [0, 2]
+            (error,) = [document["error"] for code, document, _ in answers if code == 2]
+            assert error["kind"] == "busy"
+            assert any(f"process {command.pid};" in error["message"] for command in commands)
+        events = read_lines(folder / "events.jsonl")
+        assert [event["kind"] for event in events].count("attempt") == 1
+        assert [event["kind"] for event in events].count("begin") == 1
+
+
+def test_A17_the_second_command_ends_at_once_and_names_the_first(home: Home) -> None:
+    spec = home.write_spec(SWEPT)
+    first = home.start("run", spec)
+    assert wait_for(lambda: any(home.events("begin")), first)
+    events = home.events()
+    second = home.run("run", spec)
+    print(f"the second command ended after {second.seconds:.1f} s")
+    assert second.exit_code == 2
+    assert f"process {first.pid}" in second.stderr
+    assert len(second.stderr.strip().splitlines()[-1:]) == 1
+    assert [event["kind"] for event in home.events()[: len(events)]] == [event["kind"] for event in events]
+    assert first.poll() is None
+    first.send_signal(signal.SIGTERM)
+    first.communicate(timeout=60)
+
+
+def test_an_interrupted_run_says_so_and_goes_on(home: Home) -> None:
+    arguments = ("run", home.write_spec(SWEPT, tune=None), "--until", "train", "--json")
+    process = home.start(*arguments)
+    assert wait_for(lambda: "data" in ended_stages(home), process)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    stopped = json.loads(stdout)
+    assert stopped["status"] == "stopped"
+    assert stopped["error"]["kind"] == "interrupted"
+    assert "Traceback" not in stderr
+    home.seconds_until_gone(GONE_WITHIN_S)
+    answer = home.run(*arguments)
+    assert answer.exit_code == 0, answer.stdout
+    assert answer.document()["run_id"] == stopped["run_id"]
+    assert answer.document()["stages"]["data"]["cached"]
+
+
+def test_a_disk_that_fills_up_during_a_run_is_told_and_the_run_goes_on(home: Home, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k,mode=0700", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("no small disk can be mounted here")
+    try:
+        home.environment["PENSTOCK_ARTIFACT_ROOT"] = str(disk)
+        arguments = ("run", home.write_spec(SMALL, deploy=False), "--until", "data")
+        full = home.run(*arguments)
+        assert full.exit_code == 1
+        assert "disk is full" in full.stderr
+        assert "Traceback" not in full.stderr
+        assert not list(disk.rglob("manifest.json"))
+        subprocess.run(["mount", "-o", "remount,size=64m", str(disk)], check=True)
+        assert home.run(*arguments).exit_code == 0
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
