@@ -156,23 +156,23 @@ def belongs_to(pid: int, home: Path) -> bool:
 
 
 def describe(pid: int) -> str:
+    """What a process is, for a failing test."""
     try:
-        return (
-            f"{pid} {Path(f'/proc/{pid}/cmdline').read_bytes().replace(bytes(1), b' ').decode(errors='replace')[:90]}"
-        )
+        arguments = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
     except (FileNotFoundError, ProcessLookupError):
         return str(pid)
+    return f"{pid} {b' '.join(arguments).decode(errors='replace')[:90]}"
 
 
-def wait_for(
-    condition: Callable[[], object], timeout_s: float, what: str, process: subprocess.Popen | None = None
-) -> None:
-    """Waits until the condition holds; fails early when the process that should bring it about has ended."""
+def wait_for(condition: Callable[[], object], process: subprocess.Popen[str], timeout_s: float = RUN_TIMEOUT_S) -> bool:
+    """Waits until the condition holds or the command has ended; returns whether it held first."""
     deadline = time.monotonic() + timeout_s
     while not condition():
-        assert time.monotonic() < deadline, f"{what} did not happen within {timeout_s} s"
-        assert process is None or process.poll() is None, f"the command ended with {process.returncode} before {what}"
+        if process.poll() is not None:
+            return False
+        assert time.monotonic() < deadline, f"what was waited for did not happen within {timeout_s} s"
         time.sleep(0.05)
+    return True
 
 
 @contextmanager
@@ -207,9 +207,3 @@ def content(home: Home) -> dict[str, str]:
             {f"{stage}/{name}": file_sha256(artifact.path / name) for name in names if (artifact.path / name).exists()}
         )
     return found
-
-
-def send(process: subprocess.Popen, number: signal.Signals) -> tuple[str, str]:
-    """Sends a signal to the command alone and collects what it said."""
-    process.send_signal(number)
-    return process.communicate(timeout=60)
