@@ -68,7 +68,7 @@ def tell_last_epoch(session: Session) -> None:
 def done(session: Session) -> bool:
     """Whether all epochs are trained, or the deciding metric has stood still for the patience of `early_stop`."""
     progress, early_stop = session.progress, session.job.train.early_stop
-    stopped = early_stop is not None and progress.epoch - progress.best_epoch >= early_stop.patience
+    stopped = early_stop is not None and progress.epoch - progress.improved_epoch >= early_stop.patience
     return progress.epoch >= session.job.train.epochs or (stopped and progress.epoch > 0)
 
 
@@ -82,6 +82,8 @@ def run_epoch(session: Session) -> None:
     rate = session.job.train.learning_rate * factor_at(session, session.step - 1)
     progress.history.append({"epoch": progress.epoch, "train_loss": train_loss, "learning_rate": rate, **metrics})
     if improves(session, metrics):
+        progress.improved_epoch = progress.epoch
+    if improves(session, metrics) or breaks_tie(session, metrics):
         keep_best(session, metrics)
     if done(session) or progress.epoch % session.job.train.checkpoint_every_epochs == 0:
         save(session)
@@ -168,6 +170,15 @@ def improves(session: Session, metrics: dict[str, float]) -> bool:
         return True
     gain = metrics[task.deciding_metric] - best[task.deciding_metric]
     return (gain if task.mode == "max" else -gain) > (early_stop.min_delta if early_stop else 0.0)
+
+
+def breaks_tie(session: Session, metrics: dict[str, float]) -> bool:
+    """Whether this epoch is as good as the best so far by the deciding metric, at a lower loss.
+
+    A small validation split gives many epochs the same accuracy; the loss tells them apart.
+    """
+    best, name = session.progress.best_metrics, session.task.deciding_metric
+    return metrics[name] == best[name] and metrics["loss"] < best["loss"]
 
 
 def keep_best(session: Session, metrics: dict[str, float]) -> None:

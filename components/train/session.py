@@ -41,12 +41,14 @@ class Progress:
         epoch: Finished epochs.
         best_epoch: 0 until the first validation.
         best_metrics: Validation metrics of that epoch.
+        improved_epoch: Last one in which the deciding metric improved; `early_stop` counts from it.
         history: One dict an epoch.
         precision: What `choose_precision` found, once and for all.
     """
 
     epoch: int = 0
     best_epoch: int = 0
+    improved_epoch: int = 0
     best_metrics: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
     precision: dict[str, Any] = field(default_factory=dict)

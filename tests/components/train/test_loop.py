@@ -1,0 +1,151 @@
+"""The loop with both engines: what it learns, reports and keeps, and that a kill changes nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from components.artifacts.dataset import open_split
+from components.errors import CheckpointError, StageError
+from components.models.build import build_model
+from components.tasks import get_task
+from components.train.feed import Feed
+from components.train.loop import train
+from tests.components.train.jobs import FakeWorker, Stopped, make_job, train_and_die, train_pair
+
+ENGINES = pytest.mark.parametrize("stage", [0, 2])
+
+
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def same(first, second):
+    """Whether two results are equal bit for bit, but for the clock."""
+    return (
+        first.weights.read_bytes() == second.weights.read_bytes()
+        and first.history == second.history
+        and first.best_epoch == second.best_epoch
+    )
+
+
+@ENGINES
+def test_training_learns_and_gives_the_best_epoch(stage, digits, tmp_path):
+    job = make_job(digits, tmp_path, epochs=8, learning_rate=1e-2, zero={"stage": stage})
+    result = train(job, FakeWorker())
+    losses = [epoch["train_loss"] for epoch in result.history]
+    assert losses[-1] < 0.6 * losses[0]
+    best = max(result.history, key=lambda epoch: (epoch["accuracy"], -epoch["loss"]))
+    assert (result.best_epoch, result.metrics["accuracy"]) == (best["epoch"], best["accuracy"])
+    assert result.facts["engine"] == ("deepspeed" if stage else "torch")
+
+
+@ENGINES
+def test_kept_weights_are_those_of_the_best_epoch(stage, digits, tmp_path):
+    job = make_job(digits, tmp_path, zero={"stage": stage})
+    result = train(job, FakeWorker())
+    task = get_task(job.task)
+    preprocessing = task.load(job.dataset / "preprocess")
+    module = build_model(job.model, preprocessing.model_inputs(), 10).eval()
+    module.load_state_dict(load_file(result.weights))
+    split = open_split(job.dataset, "validation")
+    inputs, _ = Feed(split, preprocessing, "cpu").batch(np.arange(len(split)))
+    metrics = task.metrics(module(**inputs).detach().numpy(), split.labels())
+    assert metrics == pytest.approx(dict(result.metrics), rel=1e-5)
+
+
+def test_sharding_changes_nothing_but_rounding(digits, tmp_path):
+    model = {"architecture": "mlp", "hidden_sizes": [16], "dropout": 0}
+    losses = []
+    for stage in (0, 1, 2, 3):
+        job = make_job(digits, tmp_path / str(stage), model, epochs=2, zero={"stage": stage})
+        losses.append([epoch["train_loss"] for epoch in train(job, FakeWorker()).history])
+    for other in losses[1:]:
+        assert other == pytest.approx(losses[0], rel=1e-4)  # sums over flattened shards in another order
+
+
+def test_accumulation_changes_nothing_but_rounding(digits, tmp_path):
+    model = {"architecture": "mlp", "hidden_sizes": [16], "dropout": 0}
+    whole, parts = (
+        train(make_job(digits, tmp_path / str(n), model, epochs=2, gradient_accumulation_steps=n), FakeWorker())
+        for n in (1, 4)
+    )
+    assert parts.metrics["loss"] == pytest.approx(whole.metrics["loss"], rel=1e-4)
+
+
+@ENGINES
+def test_killed_in_mid_epoch_ends_bit_for_bit_the_same(stage, digits, tmp_path):
+    undisturbed = train(make_job(digits, tmp_path / "whole", zero={"stage": stage}), FakeWorker())
+    job = make_job(digits, tmp_path / "killed", zero={"stage": stage})
+    train_and_die(job, die_at=21)
+    worker = FakeWorker()
+    resumed = train(job, worker)
+    assert [epoch for epoch, _ in worker.reports] == [2, 3, 4]  # the checkpoint's own epoch is told again
+    assert resumed.facts["resumed_from_step"] == 16
+    assert same(resumed, undisturbed)
+
+
+def test_two_workers_killed_end_bit_for_bit_the_same(digits, tmp_path):
+    model = {"architecture": "cnn", "channels": [4]}  # its running statistics must agree between workers
+    values = {"workers": 2, "zero": {"stage": 2}, "epochs": 3}
+    whole, killed = (make_job(digits, tmp_path / name, model, **values) for name in ("whole", "killed"))
+    assert train_pair(whole, tmp_path / "meet0") == [0, 0]
+    assert any(train_pair(killed, tmp_path / "meet1", stop_at=2))
+    assert train_pair(killed, tmp_path / "meet2") == [0, 0]
+    assert [(killed.work_folder / f"resumed.{rank}").read_text() for rank in (0, 1)] == ["16", "16"]
+    assert same(train(killed, FakeWorker()), train(whole, FakeWorker()))
+
+
+def test_a_sweep_stops_a_trial_from_its_report_and_the_next_one_trains(digits, tmp_path):
+    job = make_job(digits, tmp_path / "stopped", zero={"stage": 2})
+    with pytest.raises(Stopped):
+        train(job, FakeWorker(stop_at=2))
+    assert (job.work_folder / "checkpoints" / "epoch-00002" / "manifest.json").exists()
+    assert train(job, FakeWorker()).facts["resumed_from_step"] == 16
+
+
+def test_a_finished_job_answers_from_its_folder(digits, tmp_path):
+    job, worker = make_job(digits, tmp_path, epochs=1), FakeWorker()
+    result = train(job, FakeWorker())
+    assert train(job, worker) == result
+    assert worker.reports == []
+
+
+def test_early_stop_counts_epochs_without_improvement(digits, tmp_path):
+    job = make_job(digits, tmp_path, epochs=30, learning_rate=1e-9, early_stop={"patience": 2})
+    result = train(job, FakeWorker())
+    accuracies = [epoch["accuracy"] for epoch in result.history]
+    assert len(accuracies) == accuracies.index(max(accuracies)) + 1 + 2
+    assert len(accuracies) < 30
+
+
+def test_a_loss_that_is_no_number_is_one_clear_error(digits, tmp_path):
+    job = make_job(digits, tmp_path, learning_rate=1e30, gradient_clipping=0, optimizer={"name": "sgd"})
+    with pytest.raises(StageError, match=r"Training diverged: the loss is (nan|inf)") as caught:
+        train(job, FakeWorker())
+    assert caught.value.field == "train.learning_rate"
+
+
+def test_another_job_in_the_folder_is_refused(digits, tmp_path):
+    with pytest.raises(Stopped):
+        train(make_job(digits, tmp_path), FakeWorker(stop_at=1))
+    with pytest.raises(CheckpointError, match="another job"):
+        train(make_job(digits, tmp_path, learning_rate=0.5), FakeWorker())
+
+
+def test_streamed_and_kept_batches_are_the_same(digits):
+    split = open_split(digits.path, "train")
+    preprocessing = get_task("image-classification").load(digits.path / "preprocess")
+    rows = np.array([5, 3, 200])
+    kept, streamed = (Feed(split, preprocessing, "cpu", limit).batch(rows) for limit in (1 << 30, 0))
+    assert torch.equal(kept[0]["pixel_values"], streamed[0]["pixel_values"])
+    assert torch.equal(kept[1], streamed[1])
+
+
+def test_bf16_trains(digits, tmp_path):
+    result = train(make_job(digits, tmp_path, epochs=2, precision="bf16"), FakeWorker())
+    assert result.facts["precision"]["precision"] == "bf16"
+    assert {str(value.dtype) for value in load_file(result.weights).values()} == {"torch.float32"}
