@@ -20,6 +20,7 @@ from typing import Any
 from components.artifacts import Artifact, Ref, open_artifact
 from components.artifacts.local_store import write_durably
 from components.errors import ArtifactError, BusyError, PenstockError
+from components.evaluate.gate import CHAMPION as AGAINST_CHAMPION
 from pipelines.graph import CHALLENGER, CHAMPION, REFUSED
 from pipelines.identity import stage_key
 from pipelines.processes import FileLock
@@ -140,5 +141,5 @@ def verdict(gate: Mapping[str, Any] | None) -> str:
         return REFUSED
     if gate["passed"]:
         return CHAMPION
-    failed = {part["part"] for part in gate.get("parts", ()) if not part["passed"]}
-    return CHALLENGER if failed == {"champion"} else REFUSED
+    failed = {part["name"] for part in gate["parts"] if not part["passed"]}
+    return CHALLENGER if failed == {AGAINST_CHAMPION} else REFUSED

@@ -13,6 +13,9 @@ from components.errors import StageError
 from components.tracking.client import shown_uri
 from components.tracking.names import checked_name
 
+AGAINST_CHAMPION = "newcomer-vs-champion"
+"""Name of the gate's second comparison (`components.evaluate.gate`): who fails only there becomes a challenger."""
+
 
 class StageConfig(Config):
     """What the stage reads."""
@@ -53,8 +56,8 @@ def checked_gate(evaluation: Artifact) -> Mapping[str, Any]:
     gate = evaluation.manifest.metadata.get("gate")
     if gate is None:
         raise StageError("The model was not tested at a gate (there is no test split); it is not registered.")
-    failed = {part.get("part") for part in gate.get("parts", ()) if not part.get("passed")}
-    if not gate["passed"] and failed != {"champion"}:
+    failed = {part["name"] for part in gate["parts"] if not part["passed"]}
+    if not gate["passed"] and failed != {AGAINST_CHAMPION}:
         raise StageError("The gate refused this model; it is not registered.")
     return gate
 

@@ -2,7 +2,11 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
+
 from components.artifacts import Ref
+from components.evaluate import gate
+from components.evaluate.gate import Comparison
 from pipelines.graph import CHALLENGER, CHAMPION, REFUSED, build_pipeline
 from pipelines.spec import load_spec
 from pipelines.stages import inputs_json, plan_stages
@@ -41,13 +45,20 @@ def test_the_champion_is_an_input_of_evaluate():
     assert json.loads(inputs_json(plan, outputs))["champion"] == {"uri": "/champion", "digest": "d"}
 
 
+def judged(lost_to_trained: int, lost_to_champion: int) -> dict:
+    """The gate's verdict over a compressed model that gets so many of 450 examples wrong that the others get right."""
+    right = np.ones(450, bool)
+    first, second = (np.arange(450) >= lost for lost in (lost_to_trained, lost_to_champion))
+    comparisons = [Comparison(gate.COMPRESSED, first, right), Comparison(gate.CHAMPION, second, right)]
+    return gate.judge(comparisons, 450, 0.02, 0.95)
+
+
 def test_the_gate_decides_what_a_model_may_become():
-    held = {"part": "compressed", "passed": True}
-    lost = {"part": "champion", "passed": False}
     assert verdict(None) == REFUSED
-    assert verdict({"passed": True, "parts": [held]}) == CHAMPION
-    assert verdict({"passed": False, "parts": [held, lost]}) == CHALLENGER
-    assert verdict({"passed": False, "parts": [{"part": "compressed", "passed": False}]}) == REFUSED
+    assert verdict(judged(0, 0)) == CHAMPION
+    assert verdict(judged(0, 90)) == CHALLENGER
+    assert verdict(judged(90, 0)) == REFUSED
+    assert verdict(judged(90, 90)) == REFUSED
 
 
 def test_the_pipeline_compiles_for_kubeflow_too(tmp_path):

@@ -4,16 +4,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.components.serve.tiny import tiny_context, tiny_model
 
 from components.artifacts import Ref, write_artifact
 from components.errors import StageError
+from components.evaluate.gate import CHAMPION, COMPRESSED
 from components.register.stage import StageConfig, run
 from components.tracking.client import make_client
+from tests.components.serve.tiny import tiny_context, tiny_model
 
-PASSED = {"passed": True, "metric": "accuracy", "parts": [{"part": "compressed", "passed": True}]}
-INFERIOR = {"passed": False, "parts": [{"part": "compressed", "passed": True}, {"part": "champion", "passed": False}]}
-REFUSED = {"passed": False, "parts": [{"part": "compressed", "passed": False}]}
+HELD = {"name": COMPRESSED, "passed": True}
+PASSED = {"passed": True, "metric": "accuracy", "parts": [HELD]}
+INFERIOR = {"passed": False, "parts": [HELD, {"name": CHAMPION, "passed": False}]}
+REFUSED = {"passed": False, "parts": [{"name": COMPRESSED, "passed": False}]}
 
 
 def stage_inputs(home: Path, gate: dict[str, Any] | None) -> dict[str, Ref]:
