@@ -22,13 +22,22 @@ def load_and_check(source: str | Path | Mapping[str, Any], overrides: Mapping[st
     Raises:
         SpecErrors: Everything that is wrong, at once.
     """
+    loaded = load_spec(source, overrides)
+    check_data(loaded)
+    return loaded
+
+
+def check_data(loaded: LoadedSpec) -> None:
+    """Looks into the data as far as a few seconds allow.
+
+    Raises:
+        SpecErrors: Everything that is wrong with it, at once.
+    """
     from components.data.preflight import check_source
 
-    loaded = load_spec(source, overrides)
     errors = check_source(loaded.spec.task, loaded.spec.data)
     if errors:
         raise SpecErrors(errors)
-    return loaded
 
 
 def check_services(folder: RunFolder, options: RunOptions) -> dict[str, str] | None:

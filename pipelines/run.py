@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from components.errors import BusyError, PenstockError, SpecError
+from components.errors import BusyError, DataError, PenstockError, SpecError
 from pipelines.identity import code_digest, code_version, run_identity
 from pipelines.processes import FileLock
 from pipelines.ray_cluster import lease
@@ -67,19 +67,24 @@ def tracking_uri(home: Path) -> str:
 def prepare(loaded: LoadedSpec, options: RunOptions, home: Path) -> RunFolder:
     """Finds or makes the folder of the run that `loaded` and `options` name.
 
+    The data is looked into only for a new run: one of the same identity has the same data, and was let pass. So a
+    finished run is answered, and one that another command holds refused, at once.
+
     Raises:
+        SpecErrors: If the data is not what the spec says.
         SpecError: If `--resume` names a run that differs from the spec now; says in what.
     """
-    from components.data.digest import source_digest
-    from components.data.stage import digest_cache
+    from pipelines.preflight import check_data
 
     spec = loaded.spec
-    source = source_digest(spec.data, None, digest_cache(home))
+    source = digest_of(loaded, home)
     identity = run_identity(spec.canonical_json(), source, options.until)
     if options.resume is not None:
         folder = find_run(home, options.resume)
         refuse_changes(folder, spec, source, identity)
         return folder
+    if options.fresh or _newest_of(home, identity) is None:
+        check_data(loaded)
     # Two commands that start at once must find or make the same folder, and make it once.
     making = FileLock(runs_folder(home) / ".making")
     if not making.acquire(wait_s=10.0):
@@ -89,6 +94,19 @@ def prepare(loaded: LoadedSpec, options: RunOptions, home: Path) -> RunFolder:
         return existing or _create(home, spec, source, identity, options)
     finally:
         making.release()
+
+
+def digest_of(loaded: LoadedSpec, home: Path) -> str:
+    """Digest of the source's content; if it cannot be read, all that is wrong with the data is told at once."""
+    from components.data.digest import source_digest
+    from components.data.stage import digest_cache
+    from pipelines.preflight import check_data
+
+    try:
+        return source_digest(loaded.spec.data, None, digest_cache(home))
+    except DataError:
+        check_data(loaded)
+        raise
 
 
 def _newest_of(home: Path, identity: str) -> RunFolder | None:
@@ -353,11 +371,11 @@ def run(
     on_start: Callable[[RunFolder], None] | None = None,
 ) -> Outcome:
     """Loads, checks and runs a spec; see `execute`."""
-    from pipelines.preflight import load_and_check
     from pipelines.run_folder import penstock_home
+    from pipelines.spec import load_spec
 
     home, options = penstock_home(), options or RunOptions()
-    loaded = load_and_check(source, overrides)
+    loaded = load_spec(source, overrides)
     folder = prepare(loaded, options, home)
     if on_start is not None:
         on_start(folder)

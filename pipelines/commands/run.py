@@ -19,15 +19,15 @@ from pipelines.view import make_view
 
 
 def command(options: argparse.Namespace) -> int:
-    from pipelines.preflight import load_and_check
     from pipelines.runner import planned
+    from pipelines.spec import load_spec
 
     if options.until is not None and options.until not in ORDER:
         raise SpecError(f"--until is {options.until!r}; allowed: {', '.join(ORDER)}.")
     if options.resume and options.fresh:
         raise SpecError("--resume and --fresh exclude each other; give one of them.")
     run_options = RunOptions(options.until, options.fresh, options.resume, options.offline, options.debug)
-    loaded = load_and_check(options.spec, parse_overrides(options.set))
+    loaded = load_spec(options.spec, parse_overrides(options.set))
     folder = prepare(loaded, run_options, penstock_home())
     if not options.json:
         print(f"run {folder.run_id}   {folder.path}", file=sys.stderr)
