@@ -53,7 +53,10 @@ def main(stage: str, config: str, inputs: str, code: str) -> str:
 
 
 def run_stage(folder: RunFolder, stage: str, config: str, inputs: str, code: str) -> Artifact:
-    """Runs a stage in this process, reporting its begin and end; shared by pipeline steps and `--debug`."""
+    """Runs a stage in this process, reporting its begin and end; shared by pipeline steps and `--debug`.
+
+    What an earlier attempt has made already is handed on without an event: to its readers the stage was cached.
+    """
     facts = folder.facts()
     key = stage_key(stage, config, inputs, code)
     output = f"{facts.artifact_root}/{stage}/{key}"
@@ -64,9 +67,12 @@ def run_stage(folder: RunFolder, stage: str, config: str, inputs: str, code: str
     if not owner.acquire(wait_s=ORPHAN_WAIT_S):
         raise BusyError(f"Process {owner.holder()} is running this same {stage}; wait for it, or end it.")
     try:
+        made = reuse(stage, output)
+        if made is not None:
+            return made
         context.event("begin")
         started = time.monotonic()
-        artifact = reuse(stage, output) or _run(stage, config, resolve_inputs(inputs), output, context)
+        artifact = _run(stage, config, resolve_inputs(inputs), output, context)
         context.event("end", metrics={"seconds": time.monotonic() - started}, uri=artifact.uri, digest=artifact.digest)
         return artifact
     finally:

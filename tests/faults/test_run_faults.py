@@ -122,7 +122,7 @@ def test_G1_killed_right_after_each_stage_only_the_open_one_is_redone(home: Home
     assert answer.exit_code == 0, answer.stdout
     result = answer.document()
     ends = ended_stages(home)
-    # A stage that had told its end is not begun again, but for the two that are not cached and cost nothing twice.
+    # A stage that had ended is not begun again, but for the two that are not cached and change nothing twice.
     assert [ends.count(stage) for stage in STAGES[:5]] == [1] * 5
     begun = [event["stage"] for event in home.events("begin")]
     assert all(begun.count(stage) <= 2 for stage in STAGES[:5])
