@@ -2,15 +2,17 @@
 
 A stage appends what happens to the run's `events.jsonl` (drawn by the command line) and what it measures to
 `tracking.jsonl` (carried to MLflow by `components.tracking`). Both files are append-only: one JSON document a line,
-one `write` a line, so that several processes may append and a killed one leaves at most one torn last line.
+one `write` a line, so that several processes may append and a killed one leaves at most one torn line.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,11 +89,16 @@ class Context:
 
 
 def append_line(path: Path, record: Mapping[str, Any], durable: bool = False) -> None:
-    """Appends `record` as one JSON line in one write; `durable` waits for the disk."""
+    """Appends `record` as one JSON line in one write; `durable` waits for the disk.
+
+    Raises:
+        OSError: If it does not fit on the disk; what was written of it is a torn line.
+    """
     line = (json.dumps(record, separators=(",", ":"), default=str) + "\n").encode()
     descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
     try:
-        os.write(descriptor, line)
+        if os.write(descriptor, line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         if durable:
             os.fsync(descriptor)
     finally:
@@ -99,8 +106,21 @@ def append_line(path: Path, record: Mapping[str, Any], durable: bool = False) ->
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Reads a JSON-lines file; a torn last line (its writer was killed) is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_bytes().split(b"\n")
-    return [json.loads(line) for line in lines[:-1] if line.strip()]
+    """Reads a JSON-lines file; torn lines are left out."""
+    return parse_lines(path.read_bytes()) if path.exists() else []
+
+
+def parse_lines(content: bytes) -> list[dict[str, Any]]:
+    """The records of whole lines; a torn one (its writer was killed, or the disk was full) is left out."""
+    records = []
+    for line in content.rpartition(b"\n")[0].split(b"\n"):
+        with suppress(ValueError):
+            records.append(json.loads(line))
+    return records
+
+
+def end_torn_line(path: Path) -> None:
+    """Ends a line that a killed writer left open, so that the next record begins on its own."""
+    if path.exists() and not path.read_bytes().endswith(b"\n"):
+        with path.open("ab") as handle:
+            handle.write(b"\n")

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from components.context import end_torn_line, parse_lines
 from components.errors import BusyError, DataError, PenstockError, SpecError
 from pipelines.identity import code_digest, code_version, run_identity
 from pipelines.processes import FileLock
@@ -237,6 +238,8 @@ def start(folder: RunFolder, options: RunOptions) -> None:
         facts = replace(facts, champion=champion)
     folder.write_facts(replace(facts, offline=options.offline, debug=options.debug))
     folder.clear_outcome()
+    for name in ("events.jsonl", "tracking.jsonl"):
+        end_torn_line(folder.path / name)
     folder.context("run", folder.path).event("attempt")
 
 
@@ -331,15 +334,13 @@ class EventTail:
         self.offset = self.path.stat().st_size if self.path.exists() else 0
 
     def new(self) -> list[dict[str, Any]]:
-        import json
-
         if not self.path.exists():
             return []
         with self.path.open("rb") as handle:
             handle.seek(self.offset)
             whole, newline, _ = handle.read().rpartition(b"\n")
         self.offset += len(whole) + len(newline)
-        return [json.loads(line) for line in whole.splitlines() if line.strip()]
+        return parse_lines(whole + newline)
 
 
 def conclude(folder: RunFolder, child_code: int) -> Outcome:

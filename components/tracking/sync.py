@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.artifacts.local_store import write_durably
+from components.context import parse_lines
 from components.errors import UnavailableError
 from components.tracking.client import ensure_experiment, make_client
 
@@ -63,7 +64,7 @@ class MlflowSync:
         while True:
             offset = self._read_offset()
             lines, end = read_from(self.run_folder / JOURNAL, offset)
-            if not lines:
+            if end == offset:
                 return self.unsent_bytes
             self._guarded(lambda batch=lines: self._send(batch))
             state = {"bytes": end, "rejected": self.rejected}
@@ -191,8 +192,7 @@ def read_from(journal: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
         block = handle.read(BATCH_BYTES)
         block += handle.readline() if len(block) == BATCH_BYTES else b""
     whole, newline, _ = block.rpartition(b"\n")
-    lines = [json.loads(line) for line in whole.split(b"\n") if line.strip()]
-    return lines, offset + len(whole) + len(newline)
+    return parse_lines(whole + newline), offset + len(whole) + len(newline)
 
 
 def payload(record: Mapping[str, Any]) -> dict[str, Any]:
