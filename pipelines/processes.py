@@ -73,7 +73,7 @@ class FileLock:
 
     def acquire(self, shared: bool = False, wait_s: float = 0.0) -> bool:
         """Tries to take the lock for up to `wait_s`; writes our pid into the file when it is exclusive."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
         deadline = time.monotonic() + wait_s

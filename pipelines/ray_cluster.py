@@ -73,7 +73,8 @@ def token_path(home: Path) -> Path:
     """The file with Ray's token, made at the first call: 256 random bits, readable by its owner alone."""
     path = ray_folder(home) / "token"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.chmod(0o700)
         partial = path.with_name(f"token.{os.getpid()}.partial")
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "w") as handle:
