@@ -63,7 +63,8 @@ class Home:
 
     path: Path
     environment: dict[str, str] = field(default_factory=dict)
-    sessions: set[int] = field(default_factory=set)
+    sessions: dict[int, int | None] = field(default_factory=dict)
+    """Leader -> its start time, as a pid may be another process's by now."""
 
     def write_spec(self, values: Mapping[str, Any] = SMALL, **sections: Any) -> Path:
         """A spec beside the home; JSON is YAML."""
@@ -83,7 +84,7 @@ class Home:
             text=True,
             start_new_session=True,
         )
-        self.sessions.add(process.pid)
+        self._remember(process.pid)
         return process
 
     def run(self, *arguments: str | Path, timeout_s: float = RUN_TIMEOUT_S, **environment: str) -> Answer:
@@ -105,14 +106,25 @@ class Home:
         marked = {pid for pid in all_pids() if belongs_to(pid, self.path) and pid != os.getpid()}
         for pid in marked:
             try:
-                self.sessions.add(os.getsid(pid))
+                self._remember(os.getsid(pid))
             except ProcessLookupError:
                 continue
         record = read_record(self.path)
         if record is not None and record.alive():
-            self.sessions.add(record.leader)
-        self.sessions.discard(os.getsid(0))
+            self._remember(record.leader)
+        self._forget_ended_sessions()
         return marked.union(*map(session_members, self.sessions))
+
+    def _remember(self, session: int) -> None:
+        if session != os.getsid(0):
+            self.sessions.setdefault(session, start_time(session))
+
+    def _forget_ended_sessions(self) -> None:
+        """While a session has a member, no process can get its number as a pid."""
+        for session, started in list(self.sessions.items()):
+            now = start_time(session)
+            if not session_members(session) or (now is not None and now != started):
+                del self.sessions[session]
 
     def kill_all(self) -> None:
         """SIGKILL to everything at once, and again to what was started meanwhile."""
@@ -127,6 +139,12 @@ class Home:
                 raise AssertionError(f"{len(left)} processes left after {timeout_s} s: {[describe(p) for p in left]}")
             time.sleep(0.25)
         return time.monotonic() - started
+
+    def clear(self) -> None:
+        """Forgets all runs, as if the home were new."""
+        self.kill_all()
+        self.seconds_until_gone(30)
+        shutil.rmtree(self.path)
 
     def run_folder(self) -> Path:
         """The folder of the only run."""
