@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,7 +58,7 @@ def check_services(folder: RunFolder, options: RunOptions) -> dict[str, str] | N
     from components.tracking.client import check_tracking
 
     raise_if(check_tracking(facts.tracking_uri))
-    return reigning_champion(home, spec, facts.tracking_uri) if spec.registry is not None else None
+    return reigning_champion(spec, facts.tracking_uri) if spec.registry is not None else None
 
 
 def raise_if(error: PenstockError | None) -> None:
@@ -67,10 +66,8 @@ def raise_if(error: PenstockError | None) -> None:
         raise error
 
 
-def reigning_champion(home: Path, spec: Spec, tracking_uri: str) -> dict[str, str] | None:
-    """The champion of this model's name. A sqlite file that is not there yet has none; asking would take seconds."""
-    if tracking_uri.startswith("sqlite:///") and not os.path.exists(tracking_uri.removeprefix("sqlite:///")):
-        return None
+def reigning_champion(spec: Spec, tracking_uri: str) -> dict[str, str] | None:
+    """The champion of this model's name."""
     from components.tracking.registry import get_champion
 
     champion = get_champion(spec.model_name, tracking_uri)

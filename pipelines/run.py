@@ -61,8 +61,16 @@ class View:
 
 
 def tracking_uri(home: Path) -> str:
-    """MLflow's address: `MLFLOW_TRACKING_URI`, or a sqlite file in the home."""
-    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}"
+    """MLflow's address: `MLFLOW_TRACKING_URI`, or a sqlite file in the home.
+
+    It is written into the run, so a password in it is taken out, and handed to MLflow's client by the environment.
+    """
+    from components.tracking.client import split_credentials
+
+    uri, credentials = split_credentials(os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{home / 'mlflow.db'}")
+    for name, value in credentials.items():
+        os.environ.setdefault(name, value)
+    return uri
 
 
 def prepare(loaded: LoadedSpec, options: RunOptions, home: Path) -> RunFolder:
@@ -232,9 +240,10 @@ def start(folder: RunFolder, options: RunOptions) -> None:
     from pipelines.preflight import check_services
 
     facts = folder.facts()
-    first = not folder.events_path.exists()
+    # An offline attempt could not ask who reigns.
+    unknown = facts.offline or not folder.events_path.exists()
     champion = check_services(folder, options)
-    if first:
+    if unknown:
         facts = replace(facts, champion=champion)
     folder.write_facts(replace(facts, offline=options.offline, debug=options.debug))
     folder.clear_outcome()

@@ -37,8 +37,8 @@ class RunFacts:
         source_digest: Digest of the data source's content.
         code: Value of the `code` parameter of every stage.
         until: Last stage, or None for all.
-        champion: {"uri", "digest"} of the champion that reigned at the first start, or None. Frozen, so that a resumed
-            run is compared with the same one.
+        champion: {"uri", "digest"} of the champion that reigned at the first start that could ask MLflow, or None.
+            Frozen, so that a resumed run is compared with the same one.
     """
 
     run_id: str

@@ -27,14 +27,21 @@ def run(config: StageConfig, inputs: Mapping[str, Ref], output: str, context: Co
     """Registers `model` with its lineage.
 
     Raises:
-        StageError: If the gate refused the model, or the registry does not answer (nothing is lost: run again).
+        StageError: If the gate refused the model or compared it with another champion than the one of now, or the
+            registry does not answer (nothing is lost: run again).
     """
     from components.tracking.registry import CHALLENGER, register_model
 
     name = checked_name(config.name)
+    if context.offline:
+        raise StageError(
+            "A model is registered in MLflow, which --offline leaves out; run the same command without --offline: "
+            "finished stages are kept."
+        )
     model = open_artifact(inputs["model"], kind="model")
     evaluation = open_artifact(inputs["evaluation"], kind="evaluation")
     gate = checked_gate(evaluation)
+    refuse_other_champion(name, model, evaluation, context)
     registered = register_model(model, name, lineage(model, evaluation, gate, context), context.tracking_uri)
     context.track("tags", tags={"penstock.registered": f"{name}/{registered.version}"})
     values = {
@@ -60,6 +67,19 @@ def checked_gate(evaluation: Artifact) -> Mapping[str, Any]:
     if not gate["passed"] and failed != {AGAINST_CHAMPION}:
         raise StageError("The gate refused this model; it is not registered.")
     return gate
+
+
+def refuse_other_champion(name: str, model: Artifact, evaluation: Artifact, context: Context) -> None:
+    """Raises StageError if a champion came up that this model was not compared with: another run was faster."""
+    from components.tracking.registry import champion_tags
+
+    reigning = champion_tags(name, context.tracking_uri)
+    if reigning is None or reigning[1] in (model.digest, evaluation.manifest.inputs.get("champion")):
+        return
+    raise StageError(
+        f"{name} version {reigning[0]} became champion after this run began, so the gate did not compare the model "
+        "with it; run the spec with --fresh."
+    )
 
 
 def lineage(model: Artifact, evaluation: Artifact, gate: Mapping[str, Any], context: Context) -> dict[str, str]:

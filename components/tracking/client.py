@@ -7,6 +7,7 @@ A new sqlite database costs MLflow several seconds of migrations, so the install
 
 from __future__ import annotations
 
+import http.client
 import os
 import shutil
 import sys
@@ -17,7 +18,7 @@ from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from components.errors import PenstockError, UnavailableError
 
@@ -139,12 +140,21 @@ def _check_server(uri: str) -> PenstockError | None:
             reason: object = f"status {answer.status}"
     except urllib.error.HTTPError as error:
         reason = f"status {error.code}"
-    except (urllib.error.URLError, OSError, ValueError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
         reason = getattr(error, "reason", error)
     return UnavailableError(
         f"MLflow at {shown_uri(uri)} does not answer ({reason}); start it, unset MLFLOW_TRACKING_URI, "
         "or run with --offline."
     )
+
+
+def split_credentials(uri: str) -> tuple[str, dict[str, str]]:
+    """The URI without a user name and password, and the variables in which MLflow's client looks for them."""
+    parts = urlsplit(uri)
+    if "@" not in parts.netloc:
+        return uri, {}
+    user, password = unquote(parts.username or ""), unquote(parts.password or "")
+    return shown_uri(uri), {"MLFLOW_TRACKING_USERNAME": user, "MLFLOW_TRACKING_PASSWORD": password}
 
 
 def shown_uri(uri: str) -> str:

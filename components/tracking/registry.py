@@ -135,6 +135,13 @@ def get_champion(name: str, tracking_uri: str) -> dict[str, str] | None:
 
 
 @said_plainly
+def champion_tags(name: str, tracking_uri: str) -> tuple[str, str] | None:
+    """Version and digest of the champion of that name as the registry tells them, its files unread; None without."""
+    version = find_alias(make_client(tracking_uri), checked_name(name), CHAMPION)
+    return (str(version.version), version.tags.get(DIGEST_TAG, "")) if version is not None else None
+
+
+@said_plainly
 def fetch_model(name: str, version_or_alias: str, tracking_uri: str, cache: Path | None = None) -> tuple[Artifact, str]:
     """A registered model, verified, and its version.
 

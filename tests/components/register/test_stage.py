@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from components.artifacts import Ref, write_artifact
 from components.errors import StageError
 from components.evaluate.gate import CHAMPION, COMPRESSED
 from components.register.stage import StageConfig, run
+from components.tracking import registry
 from components.tracking.client import make_client
 from tests.components.serve.tiny import tiny_context, tiny_model
 
@@ -55,3 +57,21 @@ def test_model_inferior_only_to_the_champion_becomes_challenger(tmp_path: Path) 
     context = tiny_context(tmp_path)
     artifact = run(StageConfig(name="tiny"), stage_inputs(tmp_path, INFERIOR), str(tmp_path / "out"), context)
     assert artifact.manifest.metadata["alias"] == "challenger"
+
+
+def test_a_champion_that_the_gate_did_not_see_is_not_replaced(tmp_path: Path) -> None:
+    context, inputs = tiny_context(tmp_path), stage_inputs(tmp_path, PASSED)
+    other = tiny_model(tmp_path / "other", context, seed=7)
+    registry.register_model(other, "tiny", {"penstock.run_id": "other"}, context.tracking_uri)
+    registry.promote("tiny", "1", context.tracking_uri)
+    with pytest.raises(StageError, match="tiny version 1 became champion after this run began"):
+        run(StageConfig(name="tiny"), inputs, str(tmp_path / "out"), context)
+    champion = registry.champion_tags("tiny", context.tracking_uri)
+    assert champion == ("1", other.digest)
+
+
+def test_offline_registers_nothing(tmp_path: Path) -> None:
+    context = replace(tiny_context(tmp_path), offline=True)
+    with pytest.raises(StageError, match="without --offline"):
+        run(StageConfig(name="tiny"), stage_inputs(tmp_path, PASSED), str(tmp_path / "out"), context)
+    assert not (tmp_path / "mlflow.db").exists()
