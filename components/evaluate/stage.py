@@ -93,7 +93,7 @@ def run(config: StageConfig, inputs: Mapping[str, Ref], output: str, context: Co
     """Measures the trained model, and where given the compressed one, the champion and a linear baseline, on the test
     rows, and judges whether the newcomer may be released.
 
-    With a test share of 0 there are null metrics and no gate; only what compress refused is then refused.
+    With a test share of 0 there are null metrics and no gate, so nothing passes: an untested model is not released.
     """
     given = Given.open(config, inputs)
     test = open_split(given.dataset.path, "test")
@@ -105,7 +105,7 @@ def run(config: StageConfig, inputs: Mapping[str, Ref], output: str, context: Co
         results = {name: {"test": None} for name in given.folders()}
         context.warn("There are no test rows (data.split.test is 0): no test metrics and no gate.")
     gate = judge_newcomer(given, test, answers, config) if len(test) else None
-    passed = gate["passed"] if gate is not None else given.objection() is None
+    passed = gate is not None and gate["passed"]
     report(results, gate, context)
     with write_artifact(output, "evaluation", inputs, context) as draft:
         draft.write_json("metrics.json", results)

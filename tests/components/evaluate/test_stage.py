@@ -122,5 +122,5 @@ def test_no_test_rows_give_null_metrics_and_no_gate(tmp_path):
     artifact = run_evaluate(tmp_path, dataset, model=model)
     assert artifact.read_json("metrics.json") == {"trained": {"test": None}}
     assert artifact.read_json("gate.json") is None
-    assert artifact.manifest.metadata["gate"] is None and artifact.manifest.metadata["passed"]
+    assert artifact.manifest.metadata["gate"] is None and not artifact.manifest.metadata["passed"]
     assert pq.read_table(artifact.path / "predictions.parquet").num_rows == 0
