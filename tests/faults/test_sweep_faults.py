@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -147,24 +148,33 @@ def start_process(folder: Path) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", SCRIPT, str(folder)], cwd=ROOT, stderr=subprocess.PIPE)
 
 
-def test_B1_sigkill_at_random_moments_loses_no_trial_and_repeats_none(tmp_path):
-    (tmp_path / "control").mkdir(), (tmp_path / "killed").mkdir()
+def test_B1_sigkill_at_random_moments_loses_no_trial_and_repeats_none(tmp_path, repeats):
+    (tmp_path / "control").mkdir()
     control = run_until_killed(tmp_path / "control", math.inf)
-    generator, kills = random.Random(7), 0
-    while kills < 4:
-        process = start_process(tmp_path / "killed")
-        wait_for_growth(tmp_path / "killed" / "trials.jsonl", process)
+    wanted, generator, kills = repeats(10, 200), random.Random(7), 0
+    while kills < wanted:
+        folder = tmp_path / f"killed-{kills}"
+        folder.mkdir()
+        done = kill_at_random_moments(folder, generator, most=min(4, wanted - kills))
+        sweep = run_until_killed(folder, math.inf)
+        assert outcome(sweep) == outcome(control)
+        epochs = (folder / "ledger.txt").read_text().split("\n")
+        assert len(epochs) - len(set(epochs)) <= done  # at most the epoch that a kill fell into is trained again
+        shutil.rmtree(folder)
+        kills += done
+
+
+def kill_at_random_moments(folder: Path, generator: random.Random, most: int) -> int:
+    """Starts a sweep and kills it, up to `most` times; returns how often it was killed before it had ended."""
+    for kills in range(most):
+        process = start_process(folder)
+        wait_for_growth(folder / "trials.jsonl", process)
         time.sleep(generator.uniform(0, 0.03))
         process.send_signal(signal.SIGKILL)
         process.communicate()
         if process.returncode == 0:
-            break
-        kills += 1
-    sweep = run_until_killed(tmp_path / "killed", math.inf)
-    assert kills >= 1
-    assert outcome(sweep) == outcome(control)
-    done = (tmp_path / "killed" / "ledger.txt").read_text().split("\n")
-    assert len(done) - len(set(done)) <= kills  # at most the epoch that a kill fell into is trained again
+            return kills
+    return most
 
 
 def wait_for_growth(path: Path, process: subprocess.Popen) -> None:

@@ -36,7 +36,9 @@ def fake_train(job: TrainJob, worker: Worker) -> TrainResult:
             ledger.write(f"{job.work_folder.name} {epoch}\n")
             ledger.flush()
             history.append({"epoch": epoch, **metrics})
-            checkpoint.write_text(json.dumps(history))
+            partial = checkpoint.with_suffix(".partial")
+            partial.write_text(json.dumps(history))
+            partial.rename(checkpoint)  # a kill must not leave half of it
             worker.progress(epoch, job.train.epochs, {"loss": metrics["loss"], "samples_per_s": 1.0})
             worker.report(epoch, metrics)
     return TrainResult(job.train.epochs, fake_metrics(job, job.train.epochs), history, checkpoint, {})
