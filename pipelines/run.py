@@ -22,7 +22,7 @@ from components.errors import BusyError, DataError, PenstockError, SpecError
 from pipelines.identity import code_digest, code_version, run_identity
 from pipelines.processes import FileLock
 from pipelines.ray_cluster import lease
-from pipelines.run_folder import RunFacts, RunFolder, find_run, runs_folder
+from pipelines.run_folder import OWNER_VARIABLE, RunFacts, RunFolder, find_run, runs_folder
 from pipelines.spec import LoadedSpec, Spec
 
 ID_DIGITS = 10
@@ -199,11 +199,10 @@ def owned(folder: RunFolder) -> Iterator[FileLock]:
 
 def execute(folder: RunFolder, options: RunOptions, view: View) -> Outcome:
     """Runs (or continues, or answers from the cache) the run of `folder` to its end."""
-    with owned(folder):
+    with owned(folder), contextlib.closing(view):
         done = finished_result(folder)
         if done is not None:
             view.update(folder.events())
-            view.close()
             return done
         home = Path(folder.facts().home)
         start(folder, options)
@@ -272,14 +271,14 @@ def run_child(folder: RunFolder, view: View) -> int:
         if interrupted.received:
             end_group(child)
         view.update(tail.new())
-        view.close()
     return 130 if interrupted.received else int(child.returncode != 0)
 
 
 def child_environment() -> dict[str, str]:
+    """What the runner and its steps inherit."""
     root = str(Path(__file__).resolve().parent.parent)
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": path}
+    return {**os.environ, "PYTHONPATH": path, OWNER_VARIABLE: str(os.getpid())}
 
 
 class Interrupt:
@@ -332,7 +331,6 @@ def run_debug(folder: RunFolder, view: View) -> int:
         return 130
     finally:
         view.update(tail.new())
-        view.close()
 
 
 class EventTail:

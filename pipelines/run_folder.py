@@ -20,6 +20,8 @@ from components.errors import SpecError
 from pipelines.processes import FileLock
 
 RUN_FOLDER_VARIABLE = "PENSTOCK_RUN_FOLDER"
+OWNER_VARIABLE = "PENSTOCK_RUN_OWNER"
+"""Pid of the command that a runner and its steps belong to."""
 
 
 def penstock_home() -> Path:

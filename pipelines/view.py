@@ -111,9 +111,10 @@ class LiveView(View):
         self.stages = {name: StageState(name) for name in stages}
         self.console = console
         self.live = Live(console=console, auto_refresh=False, transient=False)
-        self.live.start()
 
     def update(self, events: list[dict[str, Any]]) -> None:
+        # Begun at the first call: a run that is refused before draws nothing and leaves the cursor as it was.
+        self.live.start()
         for event in events:
             if event["stage"] in self.stages:
                 self.stages[event["stage"]].apply(event)
@@ -137,8 +138,9 @@ class LiveView(View):
         for state in self.stages.values():
             if state.state == "running":
                 state.state = "ended"
-        self.live.update(self._table(), refresh=True)
-        self.live.stop()
+        if self.live.is_started:
+            self.live.update(self._table(), refresh=True)
+            self.live.stop()
 
     def _table(self) -> RenderableType:
         from rich.table import Table

@@ -25,7 +25,7 @@ from pipelines.graph import CHALLENGER, CHAMPION, REFUSED
 from pipelines.identity import stage_key
 from pipelines.processes import FileLock
 from pipelines.ray_cluster import connect_environment
-from pipelines.run_folder import RUN_FOLDER_VARIABLE, RunFolder
+from pipelines.run_folder import OWNER_VARIABLE, RUN_FOLDER_VARIABLE, RunFolder
 from pipelines.stages import KINDS, MODULES, NOT_CACHED, resolve_inputs
 
 NEED_RAY = frozenset({"data", "tune", "train", "deploy"})
@@ -107,15 +107,18 @@ def redirect_output(log: Path) -> None:
 
 
 def end_with_command(folder: RunFolder) -> None:
-    """Starts the thread that ends this process when the command that owns the run is gone."""
+    """Starts the thread that ends this process when the command that owns the run is gone.
+
+    The lock held by another command says so too: that one was started in between and has taken the run over.
+    """
+    lock = folder.lock()
+    owner = os.environ.get(OWNER_VARIABLE) or lock.holder()
 
     def watch() -> None:
-        while True:
-            lock = folder.lock()
-            if lock.acquire(shared=True):
-                print("The command that started this run is gone; ending.", flush=True)
-                os._exit(1)
+        while lock.holder() == owner and not lock.acquire(shared=True):
             time.sleep(LOCK_POLL_S)
+        print("The command that started this run is gone; ending.", flush=True)
+        os._exit(1)
 
     threading.Thread(target=watch, name="end-with-command", daemon=True).start()
 
