@@ -44,34 +44,40 @@ def walk_artifacts(plans: Sequence[StagePlan], facts: RunFacts) -> dict[str, Ref
 
 
 def drop_rotten_entries(plans: Sequence[StagePlan], facts: RunFacts, cache_root: Path) -> list[str]:
-    """Removes the entries of this run's stages whose artifact fails its check; returns the URIs concerned."""
+    """Removes the entries of this run's stages whose artifact fails its check; returns the URIs concerned.
+
+    A stage that is made again may well give the same bytes, and then the entries of the later ones count: the walk goes
+    on with what the removed entry promised.
+    """
     entries = read_entries(cache_root)
     dropped: list[str] = []
     outputs: dict[str, str] = {}
     for plan in plans:
         uri = stage_output(plan, facts, outputs)
+        found = entries.get(uri, [])
         try:
-            ref = open_artifact(uri, kind=KINDS[plan.name]).ref
+            outputs[plan.name] = open_artifact(uri, kind=KINDS[plan.name]).ref.to_json()
         except ArtifactError:
-            for path in entries.get(uri, ()):
+            for path, _ in found:
                 path.unlink(missing_ok=True)
                 dropped.append(uri)
             discard(uri)
-            break
-        outputs[plan.name] = ref.to_json()
+            if not found:
+                break
+            outputs[plan.name] = found[-1][1].to_json()
     return dropped
 
 
-def read_entries(cache_root: Path) -> dict[str, list[Path]]:
-    """Cache entries by the URI of the artifact they promise; unreadable ones are removed."""
-    entries: dict[str, list[Path]] = {}
+def read_entries(cache_root: Path) -> dict[str, list[tuple[Path, Ref]]]:
+    """Cache entries and what they promise, by the URI of the artifact; unreadable ones are removed."""
+    entries: dict[str, list[tuple[Path, Ref]]] = {}
     for path in cache_root.glob("*.json"):
         try:
-            uri = json.loads(json.loads(path.read_text())["Output"])["uri"]
+            ref = Ref.from_json(json.loads(path.read_text())["Output"])
         except (ValueError, KeyError, TypeError):
             path.unlink(missing_ok=True)
             continue
-        entries.setdefault(uri, []).append(path)
+        entries.setdefault(ref.uri, []).append((path, ref))
     return entries
 
 

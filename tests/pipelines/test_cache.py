@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -42,8 +43,6 @@ def test_whole_artifacts_keep_their_entries(finished):
 def test_a_rotten_artifact_loses_its_entry_and_only_its(finished, harm):
     plans, facts, cache = finished
     folder = walk_artifacts(plans, facts)["train"].uri
-    from pathlib import Path
-
     if harm == "truncate":
         (Path(folder) / "content.json").write_text("")
     elif harm == "delete":
@@ -53,6 +52,15 @@ def test_a_rotten_artifact_loses_its_entry_and_only_its(finished, harm):
     assert drop_rotten_entries(plans, facts, cache) == [folder]
     assert sorted(path.stem for path in cache.glob("*.json")) == ["compress", "data"]
     assert list(walk_artifacts(plans, facts)) == ["data"]
+
+
+def test_two_rotten_artifacts_both_lose_their_entries(finished):
+    plans, facts, cache = finished
+    folders = [Path(ref.uri) for ref in walk_artifacts(plans, facts).values()][:2]
+    for folder in folders:
+        (folder / "content.json").write_text("")
+    assert drop_rotten_entries(plans, facts, cache) == [str(folder) for folder in folders]
+    assert [path.stem for path in cache.glob("*.json")] == ["compress"]
 
 
 def test_an_unreadable_entry_is_removed(finished):
