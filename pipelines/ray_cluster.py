@@ -22,7 +22,7 @@ from pathlib import Path
 
 from components.artifacts.local_store import write_durably
 from components.errors import UnavailableError
-from pipelines.processes import FileLock, end_session, is_alive
+from pipelines.processes import FileLock, end_session, is_alive, start_time
 
 START_TIMEOUT_S = 90.0
 LOCAL_VARIABLE = "PENSTOCK_LOCAL_RAY"
@@ -50,23 +50,32 @@ class RayCluster:
     def alive(self) -> bool:
         return is_alive(self.leader, self.leader_start)
 
+    def end(self, grace_s: float = 5.0) -> None:
+        """Ends what is left of the session. A leader's pid that is another process by now leads somebody else's."""
+        if start_time(self.leader) in (None, self.leader_start):
+            end_session(self.leader, grace_s)
+
 
 def ray_folder(home: Path) -> Path:
     return home / "ray"
 
 
+def record_path(home: Path) -> Path:
+    return ray_folder(home) / "record.json"
+
+
 def read_record(home: Path) -> RayCluster | None:
     """The cluster recorded under `home`, running or not."""
-    path = ray_folder(home) / "record.json"
+    path = record_path(home)
     return RayCluster(**json.loads(path.read_text())) if path.exists() else None
 
 
 def write_record(home: Path, cluster: RayCluster) -> None:
-    write_durably(ray_folder(home) / "record.json", json.dumps(asdict(cluster)))
+    write_durably(record_path(home), json.dumps(asdict(cluster)))
 
 
 def forget_record(home: Path) -> None:
-    (ray_folder(home) / "record.json").unlink(missing_ok=True)
+    record_path(home).unlink(missing_ok=True)
 
 
 def token_path(home: Path) -> Path:
@@ -175,7 +184,7 @@ def ensure_ray(home: Path) -> RayCluster:
         if cluster is not None and cluster.alive():
             return cluster
         if cluster is not None:
-            end_session(cluster.leader)
+            cluster.end()
             forget_record(home)
         return _start(home)
     finally:
@@ -213,6 +222,6 @@ def stop_ray(home: Path) -> bool:
     if cluster is None:
         return False
     running = cluster.alive()
-    end_session(cluster.leader, grace_s=10.0)
+    cluster.end(grace_s=10.0)
     forget_record(home)
     return running

@@ -14,7 +14,15 @@ import time
 from pathlib import Path
 
 from pipelines.processes import FileLock, end_session, free_port, port_answers, start_time
-from pipelines.ray_cluster import RayCluster, forget_record, ray_folder, temp_dir, write_record
+from pipelines.ray_cluster import (
+    START_TIMEOUT_S,
+    RayCluster,
+    forget_record,
+    ray_folder,
+    record_path,
+    temp_dir,
+    write_record,
+)
 
 HOST = "127.0.0.1"
 IDLE_S = 12.0
@@ -34,7 +42,9 @@ def start_command(home: Path, port: int, dashboard_port: int) -> list[str]:
 
 
 def endpoint_deployed(home: Path) -> bool:
-    return any((home / "endpoints").glob("*.json"))
+    """Whether an endpoint was deployed on this Ray; a record older than the Ray's own is of one that died."""
+    began_s = record_path(home).stat().st_mtime
+    return any(path.stat().st_mtime >= began_s for path in (home / "endpoints").glob("*.json"))
 
 
 def main() -> int:
@@ -43,8 +53,9 @@ def main() -> int:
     ray = subprocess.Popen(start_command(home, port, dashboard_port), stdin=subprocess.DEVNULL)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
+        deadline = time.monotonic() + START_TIMEOUT_S
         while not port_answers(HOST, port):
-            if ray.poll() is not None:
+            if ray.poll() is not None or time.monotonic() > deadline:
                 return 1
             time.sleep(0.1)
         own_start = start_time(os.getpid())
