@@ -11,7 +11,7 @@ from pathlib import Path
 RELEASE = "0.1.0"
 ROOT = Path(__file__).resolve().parent.parent
 DECIDING_LIBRARIES = ("torch", "ray", "deepspeed", "transformers", "tokenizers", "onnxruntime", "onnx", "optuna",
-                      "scikit-learn", "scipy", "numpy", "pyarrow", "pillow")  # fmt: skip
+                      "kornia", "scikit-learn", "scipy", "numpy", "pyarrow", "pillow")  # fmt: skip
 
 
 @cache

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from components.artifacts import Artifact, Ref, open_artifact
@@ -53,10 +52,10 @@ def _open_all(folder: RunFolder, facts: RunFacts) -> dict[str, Artifact]:
         refs: Mapping[str, Ref] = walk_artifacts(planned(folder, facts), facts)
     except ArtifactError:
         return {}
-    began = {event["stage"] for event in folder.events() if event["kind"] == "end"}
+    ended = {event["stage"] for event in folder.events() if event["kind"] == "end"}
     # register and deploy write where an earlier run may have written: they count only if this run ended them.
     return {
-        name: open_artifact(ref) for name, ref in refs.items() if name not in ("register", "deploy") or name in began
+        name: open_artifact(ref) for name, ref in refs.items() if name not in ("register", "deploy") or name in ended
     }
 
 
@@ -139,7 +138,3 @@ def gate_status(result: Mapping[str, Any]) -> str:
     """`refused` when a gate was asked and the newcomer did not become champion, else `done`."""
     gate = result["gate"]
     return "done" if gate is None or verdict(gate) == CHAMPION else "refused"
-
-
-def log_path(folder: RunFolder) -> Path:
-    return folder.path / "logs"

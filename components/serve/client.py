@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from components.artifacts import Ref
 from components.errors import RequestError, SpecError, StageError, UnavailableError
 from components.serve.keys import VARIABLE
 
@@ -105,13 +106,17 @@ def _multipart(path: Path) -> tuple[bytes, str]:
 
 
 def predict_local(
-    model: Path | str, inputs: Sequence[Any] = (), files: Sequence[Path] = (), version: str = "local"
+    model: Path | str | Ref, inputs: Sequence[Any] = (), files: Sequence[Path] = (), version: str = "local"
 ) -> dict[str, Any]:
-    """Predicts with a model's folder (or S3 URI) in this process; takes and gives what `predict` does."""
+    """Predicts with a model's folder (or S3 URI) in this process; takes and gives what `predict` does.
+
+    Raises:
+        ArtifactError: If the model was altered, or is not the one that a Ref names.
+    """
     from components.models.predictor import load_predictor
     from components.serve.replica import open_servable
 
-    artifact = open_servable(str(model))
+    artifact = open_servable(str(model) if isinstance(model, Path) else model)
     predictor = load_predictor(artifact.path, os.cpu_count() or 1)
     preprocessing = predictor.preprocessing
     raw = [preprocessing.parse_inputs(list(inputs))] if inputs else []

@@ -43,26 +43,31 @@ def read_sample(source: Path) -> list[dict[str, Any]]:
     """The first rows of a table, as mappings.
 
     Raises:
-        DataError: If it is of no known kind, or empty.
+        DataError: If it is of no known kind, cannot be read, or is empty.
     """
+    try:
+        rows = parse_sample(source)
+    except (ValueError, csv.Error) as error:
+        raise DataError(f"{source} cannot be read as {source.suffix} ({str(error).splitlines()[0]}).") from error
+    if not rows or not all(isinstance(row, dict) for row in rows):
+        raise DataError(f"{source} has no rows with columns; give a file with data in it.")
+    return rows
+
+
+def parse_sample(source: Path) -> list[dict[str, Any]]:
+    """See `read_sample`; what the parsers raise comes up as a ValueError."""
     if source.suffix == ".csv":
         with source.open(newline="") as handle:
-            rows: list[dict[str, Any]] = [
-                row for row, _ in zip(csv.DictReader(handle), range(SAMPLE_ROWS), strict=False)
-            ]
-    elif source.suffix == ".jsonl":
+            return [row for row, _ in zip(csv.DictReader(handle), range(SAMPLE_ROWS), strict=False)]
+    if source.suffix == ".jsonl":
         with source.open() as handle:
-            rows = [json.loads(line) for line, _ in zip(handle, range(SAMPLE_ROWS), strict=False) if line.strip()]
-    elif source.suffix == ".parquet":
+            return [json.loads(line) for line, _ in zip(handle, range(SAMPLE_ROWS), strict=False) if line.strip()]
+    if source.suffix == ".parquet":
         import pyarrow.parquet
 
         batches = pyarrow.parquet.ParquetFile(source).iter_batches(batch_size=SAMPLE_ROWS)
-        rows = next(batches).to_pylist()
-    else:
-        raise DataError(f"{source} is of no kind that is read; give .csv, .jsonl, .parquet, or a folder of images.")
-    if not rows:
-        raise DataError(f"{source} has no rows; give a file with data in it.")
-    return rows
+        return next((batch.to_pylist() for batch in batches), [])
+    raise DataError(f"{source} is of no kind that is read; give .csv, .jsonl, .parquet, or a folder of images.")
 
 
 def guess_columns(rows: list[dict[str, Any]], source: Path) -> tuple[str, str]:
