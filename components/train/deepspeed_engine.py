@@ -128,7 +128,7 @@ def _import_deepspeed(device: str) -> Any:
         import deepspeed
         import deepspeed.ops
 
-        config = importlib.import_module("torch._dynamo.config")
+        config: Any = importlib.import_module("torch._dynamo.config")
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if "TORCHDYNAMO_DISABLE" not in os.environ:
         config.disable = False

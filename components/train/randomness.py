@@ -24,7 +24,8 @@ def save_states(path: Path) -> None:
     import numpy as np
     import torch
 
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
+    legacy: Any = np.random.get_state()
+    kind, keys, position, has_gauss, gauss = legacy
     version, internal, next_gauss = random.getstate()
     states: dict[str, Any] = {
         "python": [version, list(internal), next_gauss],

@@ -73,7 +73,8 @@ def winner(best: Mapping[str, Any], spec: TrainConfig) -> tuple[ModelConfig, Tra
 
     A batch that the winner chose may not divide by the spec's workers; then it is rounded up to one that does.
     """
-    values = {**best["train"], **{name: spec.model_dump()[name] for name in KEPT_FROM_SPEC}}
+    searched = TrainConfig.model_validate(best["train"])
+    values = {**searched.model_dump(), **{name: spec.model_dump()[name] for name in KEPT_FROM_SPEC}}
     parts = values["workers"] * values["gradient_accumulation_steps"]
     values["global_batch_size"] = -(-values["global_batch_size"] // parts) * parts
     return parse_model_config(best["model"]), TrainConfig.model_validate(values)
