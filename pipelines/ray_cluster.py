@@ -104,6 +104,8 @@ def temp_dir(home: Path) -> Path:
 def client_environment(home: Path) -> dict[str, str]:
     """What a process must have in its environment to talk to this Ray. The token itself stays in its file."""
     return {
+        # What S3 is fetched into lies there; the default is relative to the command's folder.
+        "PENSTOCK_HOME": str(home),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_path(home)),
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -128,7 +130,7 @@ def server_environment(home: Path) -> dict[str, str]:
 
 
 def compute_environment() -> dict[str, str]:
-    """Settings of torch and DeepSpeed that every process of ours shares.
+    """Settings of torch, DeepSpeed and the model hub's client that every process of ours shares.
 
     The operators that `make install` built are used from the virtual environment they belong to: in the common cache
     another build would make ninja rebuild them, and a killed build leaves a lock on which all later ones hang.
@@ -138,6 +140,7 @@ def compute_environment() -> dict[str, str]:
     environment = {
         "TORCH_EXTENSIONS_DIR": str(Path(sys.prefix) / "torch_extensions"),
         "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
         # ninja lies beside our Python, which need not be on the PATH of whoever started us.
         "PATH": os.pathsep.join([folder, *others]),
     }
