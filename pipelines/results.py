@@ -21,9 +21,17 @@ def build_result(folder: RunFolder, status: str) -> dict[str, Any]:
 
     Args:
         status: done | refused | failed | stopped.
+
+    Raises:
+        ArtifactError: If a run that is done has an artifact that is torn or altered.
     """
     facts = folder.facts()
-    artifacts = _open_all(folder, facts)
+    try:
+        artifacts = _open_all(folder, facts)
+    except ArtifactError:
+        if status in ("done", "refused"):
+            raise
+        artifacts = {}
     evaluation = artifacts.get("evaluate")
     metrics = evaluation.manifest.metadata.get("metrics", {}) if evaluation else {}
     return {
@@ -34,7 +42,7 @@ def build_result(folder: RunFolder, status: str) -> dict[str, Any]:
         "spec_sha256": facts.spec_sha256,
         "code_version": facts.code_version,
         "run_folder": str(folder.path),
-        "stages": stages_of(folder, artifacts),
+        "stages": stages_of(folder, artifacts, "stopped" if status == "stopped" else "failed"),
         "sweep": _sweep(artifacts.get("tune")),
         "model": _model(artifacts.get("train"), metrics),
         "baseline": _baseline(metrics),
@@ -48,10 +56,7 @@ def build_result(folder: RunFolder, status: str) -> dict[str, Any]:
 
 def _open_all(folder: RunFolder, facts: RunFacts) -> dict[str, Artifact]:
     """The verified artifacts of the stages that this run finished."""
-    try:
-        refs: Mapping[str, Ref] = walk_artifacts(planned(folder, facts), facts)
-    except ArtifactError:
-        return {}
+    refs: Mapping[str, Ref] = walk_artifacts(planned(folder, facts), facts)
     ended = {event["stage"] for event in folder.events() if event["kind"] == "end"}
     # register and deploy write where an earlier run may have written: they count only if this run ended them.
     return {
@@ -59,8 +64,12 @@ def _open_all(folder: RunFolder, facts: RunFacts) -> dict[str, Artifact]:
     }
 
 
-def stages_of(folder: RunFolder, artifacts: Mapping[str, Artifact]) -> dict[str, Any]:
-    """How each planned stage ended, with the seconds of its last attempt; `cached` if it did not run in this run."""
+def stages_of(folder: RunFolder, artifacts: Mapping[str, Artifact], open_status: str) -> dict[str, Any]:
+    """How each planned stage ended, with the seconds of its last attempt; `cached` if it did not run in this attempt.
+
+    Args:
+        open_status: What became of a stage that began and did not end.
+    """
     events = folder.events()
     attempt = max((index for index, event in enumerate(events) if event["kind"] == "attempt"), default=0)
     seconds: dict[str, float] = {}
@@ -74,8 +83,8 @@ def stages_of(folder: RunFolder, artifacts: Mapping[str, Artifact]) -> dict[str,
     for plan in planned(folder, folder.facts()):
         artifact = artifacts.get(plan.name)
         cached = artifact is not None and plan.name not in begun
-        failed = plan.name in begun and plan.name not in seconds
-        status = "done" if artifact else "failed" if failed else "skipped"
+        left_open = plan.name in begun and plan.name not in seconds
+        status = "done" if artifact else open_status if left_open else "skipped"
         stages[plan.name] = {
             "status": status,
             "seconds": round(seconds.get(plan.name, 0.0), 3) if artifact else None,
@@ -113,7 +122,7 @@ def _compressed(artifact: Artifact | None, metrics: Mapping[str, Any]) -> dict[s
     if artifact is None:
         return None
     facts = artifact.manifest.metadata
-    keys = ("method", "size_bytes", "size_ratio", "latency_ms", "speedup")
+    keys = ("passed", "method", "size_bytes", "size_ratio", "latency_ms", "speedup")
     return {
         "uri": f"{artifact.uri}/model",
         "digest": facts["model_digest"],
@@ -135,6 +144,9 @@ def _endpoint(artifact: Artifact | None) -> dict[str, Any] | None:
 
 
 def gate_status(result: Mapping[str, Any]) -> str:
-    """`refused` when a gate was asked and the newcomer did not become champion, else `done`."""
+    """`refused` when a gate was asked and the newcomer did not become champion, or when no compressed model was within
+    tolerance and there was no gate to say so; else `done`."""
     gate = result["gate"]
-    return "done" if gate is None or verdict(gate) == CHAMPION else "refused"
+    if gate is None:
+        return "refused" if (result["compressed"] or {}).get("passed") is False else "done"
+    return "done" if verdict(gate) == CHAMPION else "refused"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from components.context import end_torn_line, parse_lines
-from components.errors import BusyError, DataError, PenstockError, SpecError
+from components.errors import ArtifactError, BusyError, DataError, PenstockError, SpecError
 from pipelines.identity import code_digest, code_version, run_identity
 from pipelines.processes import FileLock
 from pipelines.ray_cluster import lease
@@ -218,7 +218,10 @@ def finished_result(folder: RunFolder) -> Outcome | None:
     recorded = folder.read_json("result.json")
     if recorded is None or recorded["status"] not in ("done", "refused"):
         return None
-    now = build_result(folder, recorded["status"])
+    try:
+        now = build_result(folder, recorded["status"])
+    except ArtifactError:
+        return None
     whole = all(now["stages"][name]["artifact"] == stage["artifact"] for name, stage in recorded["stages"].items())
     if not whole or (recorded["endpoint"] and not endpoint_is_live(folder, recorded)):
         return None
