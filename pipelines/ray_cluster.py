@@ -21,7 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from components.artifacts.local_store import write_durably
-from components.errors import UnavailableError
+from components.errors import SpecError, UnavailableError
 from pipelines.processes import FileLock, end_session, is_alive, start_time
 
 START_TIMEOUT_S = 90.0
@@ -165,12 +165,29 @@ def connect_environment(home: Path) -> None:
     """Puts the address of a running Ray into `RAY_ADDRESS`: the one it names, or the local one, started if need be.
 
     Called before every stage that needs Ray, so that a local Ray that died meanwhile is replaced, not waited for.
+
+    Raises:
+        SpecError: If another machine's Ray is named and its token is not on.
     """
     if os.environ.get("RAY_ADDRESS") and not os.environ.get(LOCAL_VARIABLE):
+        refuse_open_cluster(os.environ["RAY_ADDRESS"], os.environ.get("RAY_AUTH_MODE"))
         return
     os.environ.update(client_environment(home))
     os.environ["RAY_ADDRESS"] = ensure_ray(home).address
     os.environ[LOCAL_VARIABLE] = "1"
+
+
+def refuse_open_cluster(address: str, auth_mode: str | None) -> None:
+    """Raises SpecError if `address` is another machine's and requests to it would carry no token."""
+    from components.serve.keys import is_loopback
+
+    host = address.removeprefix("ray://").rpartition(":")[0].strip("[]") or address
+    if auth_mode == "token" or host in ("auto", "local") or is_loopback(host):
+        return
+    raise SpecError(
+        f"RAY_ADDRESS is {address}, another machine's Ray, but its token is not on; set RAY_AUTH_MODE=token and "
+        "RAY_AUTH_TOKEN_PATH to the file with the cluster's token."
+    )
 
 
 def ensure_ray(home: Path) -> RayCluster:
