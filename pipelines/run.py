@@ -186,7 +186,7 @@ def owned(folder: RunFolder) -> Iterator[FileLock]:
         BusyError: If another live command holds it.
     """
     lock = folder.lock()
-    if not lock.acquire(wait_s=1.0):
+    if not lock.acquire(wait_s=0.5):
         raise BusyError(
             f"{folder.run_id} is being run by process {lock.holder()}; wait for it, or end it with "
             f"`penstock stop {folder.run_id}`."
