@@ -21,7 +21,7 @@ from pipelines.processes import session_members
 from pipelines.ray_cluster import read_record
 from tests.command import SMALL, SWEEP, Home, content, new_home, wait_for
 
-pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(1800)]
 
 GONE_WITHIN_S = 30.0
 SWEPT = {**SMALL, "tune": SWEEP, "deploy": False}
@@ -119,7 +119,9 @@ def ray_processes(home: Home) -> frozenset[int]:
     return frozenset(session_members(record.leader)) if record else frozenset()
 
 
-def test_G1_killed_right_after_each_stage_only_the_open_one_is_redone(home: Home, repeats: Callable) -> None:
+def test_G1_killed_right_after_each_stage_only_the_open_one_is_redone(
+    control: tuple[dict[str, str], float], home: Home, repeats: Callable
+) -> None:
     repeats(len(STAGES), len(STAGES))
     spec = home.write_spec({**SMALL, "tune": SWEEP})
     for stage in STAGES:
@@ -136,9 +138,7 @@ def test_G1_killed_right_after_each_stage_only_the_open_one_is_redone(home: Home
     begun = [event["stage"] for event in home.events("begin")]
     assert all(begun.count(stage) <= 2 for stage in STAGES[:5])
     assert_one_version_one_deployment(home, result)
-    with new_home("pc-") as other:
-        assert other.run("run", other.write_spec({**SMALL, "tune": SWEEP})).exit_code == 0
-        assert content(home) == content(other)
+    assert content(home) == control[0]  # what a stage makes does not depend on the stages behind it
 
 
 def assert_one_version_one_deployment(home: Home, result: dict) -> None:
