@@ -11,9 +11,9 @@ import hashlib
 import json
 import os
 import secrets
+import stat
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -93,12 +93,21 @@ def token_path(home: Path) -> Path:
 
 
 def temp_dir(home: Path) -> Path:
-    """Ray's session folder: under `home` if its path is short enough for unix sockets."""
+    """Ray's session folder: under `home` if its path is short enough for unix sockets, else under /tmp.
+
+    Not the folder that TMPDIR names: a run sets that to one of its own, and all processes must mean the same.
+
+    Raises:
+        UnavailableError: If the folder exists but is not ours alone (planted by another user).
+    """
     inside = ray_folder(home) / "tmp"
-    if len(str(inside)) <= LONGEST_TEMP_DIR:
-        return inside
     digest = hashlib.sha256(str(home).encode()).hexdigest()[:8]
-    return Path(tempfile.gettempdir()) / f"penstock-{os.getuid()}-{digest}"
+    place = inside if len(str(inside)) <= LONGEST_TEMP_DIR else Path("/tmp") / f"penstock-{os.getuid()}-{digest}"
+    place.mkdir(parents=True, exist_ok=True, mode=0o700)
+    facts = place.lstat()
+    if not stat.S_ISDIR(facts.st_mode) or facts.st_uid != os.getuid():
+        raise UnavailableError(f"{place} belongs to someone else; remove it, or choose a shorter PENSTOCK_HOME.")
+    return place
 
 
 def client_environment(home: Path) -> dict[str, str]:

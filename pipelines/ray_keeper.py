@@ -32,7 +32,6 @@ POLL_S = 1.0
 def start_command(home: Path, port: int, dashboard_port: int) -> list[str]:
     """The `ray start` line: loopback wherever Ray lets us choose, and no port that another cluster may have."""
     folder = temp_dir(home)
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     return [
         sys.executable, "-m", "pipelines.ray_start", "--head", "--block", "--disable-usage-stats",
         f"--node-ip-address={HOST}", f"--port={port}", f"--temp-dir={folder}",

@@ -234,7 +234,8 @@ def endpoint_is_live(folder: RunFolder, recorded: Mapping[str, Any]) -> bool:
     from components.serve.endpoint import is_live, read_endpoint
 
     record = read_endpoint(Path(folder.facts().home), recorded["registered"]["name"])
-    return record is not None and is_live(record)
+    served = recorded["compressed"] or recorded["model"]
+    return record is not None and record.digest == served["digest"] and is_live(record)
 
 
 def start(folder: RunFolder, options: RunOptions) -> None:
@@ -274,7 +275,8 @@ def run_child(folder: RunFolder, view: View) -> int:
         if interrupted.received:
             end_group(child)
         view.update(tail.new())
-    return 130 if interrupted.received else int(child.returncode != 0)
+    # The runner ends with 130 when it is told to end by somebody else.
+    return 130 if interrupted.received or child.returncode in (130, -signal.SIGTERM) else int(child.returncode != 0)
 
 
 def child_environment() -> dict[str, str]:

@@ -21,6 +21,7 @@ from components.serve.endpoint import (
     forget_endpoint,
     read_endpoint,
     read_endpoints,
+    served_model,
     wait_until_live,
     write_endpoint,
 )
@@ -51,7 +52,7 @@ def check_port(host: str, port: int, home: Path | None = None) -> None:
     """
     if port == 0 or port_is_free(host, port):
         return
-    if home is not None and any(endpoint.port == port for endpoint in read_endpoints(home)):
+    if home is not None and any(item.port == port and served_model(item) for item in read_endpoints(home)):
         return
     raise BusyError(
         f"Port {port} on {host} is in use by another process; set deploy.port to a free port, or to 0 for any.",

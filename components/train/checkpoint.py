@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components.artifacts.local_store import sync_path, write_durably
+from components.artifacts.local_store import replace_folder, sync_path, write_durably
 from components.artifacts.manifest import file_sha256, list_files
 from components.errors import CheckpointError
 
@@ -89,10 +89,9 @@ class CheckpointFolder:
         }
         write_durably(partial / MANIFEST_NAME, json.dumps({"body": body, "hmac": sign(self.key, body)}, indent=1))
         sync_path(partial)
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
-        sync_path(self.folder)
+        # Before the folder is there: it is only a hint, and says for ever that checkpoints were written here.
         write_durably(self.folder / "latest", target.name)
+        replace_folder(partial, target)
         self._prune()
         return target
 

@@ -52,10 +52,17 @@ def stop_run(folder: RunFolder) -> bool:
 
 
 def forget_endpoints(home: Path) -> list[str]:
-    """Removes the records of the endpoints, so that nothing holds Ray up."""
+    """Removes the records of the endpoints, so that nothing holds Ray up.
+
+    On a Ray of the user's own, which goes on, each model is taken away first.
+    """
     records = sorted((home / "endpoints").glob("*.json"))
     for record in records:
-        record.unlink()
+        if os.environ.get("RAY_ADDRESS"):
+            from components.serve.deploy import stop_model
+
+            stop_model(home, record.stem)
+        record.unlink(missing_ok=True)
     return [record.stem for record in records]
 
 
