@@ -126,6 +126,20 @@ def test_the_same_command_again_is_answered_from_the_cache(home: Home, spec: Pat
     assert [event["kind"] for event in home.events("attempt")] == ["attempt"]
 
 
+def test_a_refusing_gate_is_exit_3_and_nothing_new_is_registered(home: Home, result: dict[str, Any]) -> None:
+    """With 90 test rows a tolerance of 0.02 cannot be shown, whatever the model."""
+    few = {"data": {"source": "builtin://digits", "split": {"validation": 0.1, "test": 0.05}}}
+    few |= {"compress": {"candidates": ["int8-dynamic"], "accept": {"max_drop": 0.02}}}
+    refused = home.run("run", home.write_spec(**few), "--json")
+    document = refused.document()
+    assert refused.exit_code == 3
+    assert document["status"] == "refused"
+    assert not document["gate"]["passed"]
+    assert document["compressed"]["metrics"]["test"]["accuracy"] > 0.5
+    assert document["registered"] is None
+    assert document["endpoint"] is None
+
+
 def test_stop_leaves_no_process_and_no_socket(home: Home, result: dict[str, Any]) -> None:
     home.processes()
     answer = home.run("stop", "--json")

@@ -89,13 +89,19 @@ def test_another_port_of_the_same_home_is_refused(endpoint: Endpoint) -> None:
     assert start_serve("127.0.0.1", 0) == endpoint.port
 
 
-def test_taken_port_is_refused_by_number_unless_it_is_ours(tmp_path: Path) -> None:
+def test_our_own_live_endpoint_is_no_conflict(home: Path, endpoint: Endpoint) -> None:
+    check_port("127.0.0.1", endpoint.port, home)
+    with pytest.raises(BusyError, match=str(endpoint.port)):
+        check_port("127.0.0.1", endpoint.port)
+
+
+def test_taken_port_is_refused_by_number_also_with_the_record_of_a_dead_endpoint(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
+        dead = f"http://127.0.0.1:{port}"
+        write_endpoint(tmp_path, Endpoint(dead, "tiny", "1", "d", "tiny", "127.0.0.1", port))
         with pytest.raises(BusyError, match=str(port)):
             check_port("127.0.0.1", port, tmp_path)
-        write_endpoint(tmp_path, Endpoint("http://127.0.0.1", "tiny", "1", "d", "tiny", "127.0.0.1", port))
-        check_port("127.0.0.1", port, tmp_path)
     check_port("127.0.0.1", port)
 
 
