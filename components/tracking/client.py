@@ -41,6 +41,9 @@ ENFORCED = {
 }
 
 
+VARIABLE = "MLFLOW_TRACKING_URI"
+
+
 def make_client(tracking_uri: str) -> MlflowClient:
     """A client of the server or database at `tracking_uri`; the first use of a new database takes seconds."""
     os.environ.update(ENFORCED)
@@ -55,9 +58,14 @@ def make_client(tracking_uri: str) -> MlflowClient:
 
     logging.getLogger("mlflow").setLevel(logging.WARNING)
     logging.getLogger("alembic").setLevel(logging.WARNING)
-    # MLflow's stores look at the process's default in places, whatever client called them.
+    # MLflow's stores look at the process's default in places, whatever client called them. It also goes into the
+    # environment, where it would be taken for the user's choice by the next run of this process.
+    chosen = os.environ.get(VARIABLE)
     mlflow.set_tracking_uri(tracking_uri)
     mlflow.set_registry_uri(tracking_uri)
+    os.environ.pop(VARIABLE, None)
+    if chosen is not None:
+        os.environ[VARIABLE] = chosen
     return MlflowClient(tracking_uri, tracking_uri)
 
 

@@ -116,4 +116,6 @@ class TrainConfig(Config):
                 f"global_batch_size {self.global_batch_size} does not divide by workers x gradient_accumulation_steps "
                 f"= {parts}; make it a multiple"
             )
+        if self.zero.stage == 3 and (self.regularize.l1 or self.regularize.l2):
+            raise ValueError("regularize.l1 and l2 need whole weights, which zero.stage 3 shards; use weight_decay")
         return self

@@ -145,7 +145,7 @@ def test_offline_runs_without_mlflow_and_keeps_the_journal(told: Told, penstock_
 
 def test_the_run_that_another_command_holds_is_refused_by_its_pid(told: Told, penstock_home: Path) -> None:
     arguments = (told.spec(IMAGES), "--debug", "--until", "data")
-    assert told.run(*arguments).exit_code == 0
+    assert told.run(*arguments).exit_code == 0, told.stderr
     (folder,) = penstock_home.glob("runs/bad-*")
     events = (folder / "events.jsonl").read_bytes()
     holder = FileLock(folder / "lock")
@@ -238,7 +238,7 @@ def test_a_full_disk_is_told_and_the_same_command_goes_on(
     assert "disk is full" in told.sentence()
     assert not list(small_disk.rglob("manifest.json"))
     subprocess.run(["mount", "-o", "remount,size=64m", str(small_disk)], check=True)
-    assert told.run(*arguments).exit_code == 0
+    assert told.run(*arguments).exit_code == 0, told.stderr
 
 
 def test_a_home_on_a_full_disk_is_told(told: Told, small_disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,6 +45,7 @@ def test_all_errors_are_told_at_once_with_their_lines(tmp_path):
         ({"model.architecture": "foo"}, "allowed: mlp, cnn"),
         ({"task": "poetry"}, "no task of this version"),
         ({"train.global_batch_size": 10, "train.workers": 4}, "does not divide"),
+        ({"train.zero.stage": 3, "train.regularize.l2": 0.1}, "use weight_decay"),
         ({"compress.candidates": "[distil]"}, "not available in this version"),
         ({"compress.candidates": "[int3]"}, "no candidate"),
         ({"data.split.test": 0.6, "data.split.validation": 0.5}, "leave no rows"),

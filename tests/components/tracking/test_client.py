@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import os
 import socket
 import threading
+from pathlib import Path
 
 import pytest
 
 from components.errors import UnavailableError
-from components.tracking.client import check_tracking, split_credentials
+from components.tracking.client import check_tracking, make_client, split_credentials
 
 
 def test_a_password_in_the_address_goes_where_the_client_looks_for_it() -> None:
@@ -33,3 +35,12 @@ def test_a_server_that_does_not_speak_http_is_told_in_one_sentence() -> None:
         error = check_tracking(f"http://127.0.0.1:{server.getsockname()[1]}")
     assert isinstance(error, UnavailableError)
     assert "does not answer" in error.message
+
+
+def test_a_client_leaves_the_users_choice_of_mlflow_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    make_client(f"sqlite:///{tmp_path / 'a.db'}")
+    assert "MLFLOW_TRACKING_URI" not in os.environ
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    make_client(f"sqlite:///{tmp_path / 'b.db'}")
+    assert os.environ["MLFLOW_TRACKING_URI"] == "http://127.0.0.1:9"
