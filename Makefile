@@ -21,6 +21,8 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # A folder of our own: in the shared default one, another build of an op makes ninja build ours again.
 export TORCH_EXTENSIONS_DIR := $(CURDIR)/$(VENV)/torch_extensions
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Where it is set, every process would compile torch, Ray and transformers anew: minutes for each.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help install system-packages ops warm-imports empty-database demo test test-faults test-faults-full test-gpu lint types check format lock clean
