@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -9,3 +12,11 @@ class Config(BaseModel):
     """A section of the spec. Fields carry their meaning and unit in `Field(description=...)`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+def dotted_names(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted names: {"model": {"architecture": "bert"}} is {"model.architecture": "bert"}."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        flat |= dotted_names(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    return flat

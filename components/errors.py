@@ -6,6 +6,8 @@ Every class survives pickling, because Ray carries errors across processes.
 
 from __future__ import annotations
 
+import errno
+
 
 class PenstockError(Exception):
     """Base of every error this project raises on purpose.
@@ -85,3 +87,33 @@ class RequestError(PenstockError):
 
     kind = "request"
     exit_code = 2
+
+
+class DiskFullError(PenstockError):
+    """No space is left where a file was to be written."""
+
+    kind = "disk"
+
+
+def as_disk_full(error: BaseException, place: object) -> DiskFullError | None:
+    """What the user is told if an error says that a disk is full or a quota used up; None if it says anything else.
+
+    Args:
+        error: Any error.
+        place: Named where the error itself names no file.
+    """
+    if not (isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)):
+        return None
+    return DiskFullError(
+        f"The disk is full ({error.filename or place}); free some space and run the same command again."
+    )
+
+
+def name_error(error: BaseException) -> str:
+    """Class and first line of an error: "ValueError: no such thing"."""
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, at most 300 characters, without a closing stop."""
+    return (str(error).strip().splitlines() or ["no message"])[0].rstrip(".")[:300]

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from components.errors import PenstockError, SpecError
+from components.errors import PenstockError, SpecError, as_disk_full, name_error
 
 EPILOG = (
     "exit codes: 0 done, 1 a stage failed, 2 spec, arguments or data are wrong, 3 the gate refused, 130 interrupted"
@@ -126,17 +126,16 @@ def _unexpected(error: Exception) -> dict[str, Any]:
     """A sentence for an error that nobody foresaw; its traceback goes to a file."""
     from pipelines.run_folder import penstock_home
 
-    first = (str(error).strip() or repr(error)).splitlines()[0]
-    if isinstance(error, OSError) and error.errno == 28:
-        message = f"The disk is full ({error.filename}); free some space and run the same command again."
-        return {"kind": "disk", "message": message, "field": None, "line": None, "hint": None}
+    full = as_disk_full(error, place="of PENSTOCK_HOME")
+    if full is not None:
+        return full.as_dict()
     try:
         log = penstock_home() / "error.log"
         log.write_text(traceback.format_exc())
         told = f"the traceback is in {log}"
     except OSError as second:
         told = f"its traceback could not be written ({second})"
-    message = f"{type(error).__name__}: {first} ({told})."
+    message = f"{name_error(error)} ({told})."
     return {"kind": "internal", "message": message, "field": None, "line": None, "hint": None}
 
 

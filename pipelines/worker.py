@@ -19,7 +19,7 @@ from typing import Any
 
 from components.artifacts import Artifact, Ref, open_artifact
 from components.artifacts.local_store import write_durably
-from components.errors import ArtifactError, BusyError, PenstockError
+from components.errors import ArtifactError, BusyError, PenstockError, as_disk_full, name_error
 from components.evaluate.gate import CHAMPION as AGAINST_CHAMPION
 from pipelines.graph import CHALLENGER, CHAMPION, REFUSED
 from pipelines.identity import stage_key
@@ -125,14 +125,11 @@ def end_with_command(folder: RunFolder) -> None:
 
 def record_error(folder: RunFolder, stage: str, error: Exception, log: Path) -> None:
     """Writes why the run failed as one sentence; the traceback is in the log."""
-    if isinstance(error, PenstockError):
-        record, exit_code = error.as_dict(), error.exit_code
-    elif isinstance(error, OSError) and error.errno == 28:
-        message = f"The disk is full ({error.filename or folder.path}); free some space and run the same command again."
-        record, exit_code = {"kind": "disk", "message": message, "field": None, "line": None, "hint": None}, 1
+    ours = error if isinstance(error, PenstockError) else as_disk_full(error, place=folder.path)
+    if ours is not None:
+        record, exit_code = ours.as_dict(), ours.exit_code
     else:
-        first = (str(error).strip() or repr(error)).splitlines()[0]
-        message = f"{stage} failed: {type(error).__name__}: {first}"
+        message = f"{stage} failed: {name_error(error)}."
         record, exit_code = {"kind": "internal", "message": message, "field": None, "line": None, "hint": None}, 1
     record = {**record, "stage": stage, "log": str(log), "exit_code": exit_code}
     write_durably(folder.path / "error.json", json.dumps(record))

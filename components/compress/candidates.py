@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from components.compress.choose import Candidate, metric_drop
 from components.compress.config import PRUNE, CompressConfig
 from components.compress.measure import Rows, run_graph
+from components.errors import name_error
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,7 +59,7 @@ def judge_candidate(work: Work, method: str) -> Candidate:
         logits = run_graph(work.graph(method), work.validation.batches())
     # A converter may fail in any way on a network it was not made for: that ends this candidate, not the run.
     except Exception as error:  # noqa: BLE001
-        return Candidate(method, error=f"{type(error).__name__}: {first_line(error)}")
+        return Candidate(method, error=name_error(error))
     return rate_candidate(work, method, logits)
 
 
@@ -103,7 +104,3 @@ def with_latency(candidate: Candidate, latencies_ms: Mapping[str, Mapping[str, f
     if latency is None:
         return candidate
     return dataclasses.replace(candidate, latency_ms=latency, speedup=latencies_ms[FLOAT32]["p50"] / latency["p50"])
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or ["no message"])[0][:300]

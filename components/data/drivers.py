@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from components.context import Context
 from components.data.batches import Item
-from components.errors import PenstockError, UnavailableError
+from components.errors import PenstockError
+from components.ray_connection import connect_ray
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -79,23 +80,6 @@ def own_cause(error: BaseException | None) -> PenstockError | None:
             return error
         error = getattr(error, "cause", None) or error.__cause__ or error.__context__
     return None
-
-
-def connect_ray() -> None:
-    """Joins the cluster of RAY_ADDRESS unless this process already has.
-
-    Raises:
-        UnavailableError: If it does not answer.
-    """
-    import ray
-
-    if ray.is_initialized():
-        return
-    address = os.environ["RAY_ADDRESS"]
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, namespace="penstock")
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UnavailableError(f"No Ray cluster answers at RAY_ADDRESS={address} ({error}).") from error
 
 
 def configure_ray_data() -> None:

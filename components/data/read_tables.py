@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from components.data.read import BATCH_ROWS, RawRow, Roles, open_file, safe_path
 from components.data.read_images import image_row
-from components.data.units import Unit, first_line, open_parquet
-from components.errors import DataError
+from components.data.units import Unit, open_parquet
+from components.errors import DataError, first_line
 
 if TYPE_CHECKING:
     import pyarrow.csv as arrow_csv

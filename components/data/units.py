@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from components.data.source import Source, SourceKind
-from components.errors import DataError
+from components.errors import DataError, first_line
 
 if TYPE_CHECKING:
     import pyarrow.parquet as pq
@@ -91,10 +91,6 @@ def open_parquet(path: str) -> Iterator[pq.ParquetFile]:
             yield pq.ParquetFile(handle)
     except (pa.ArrowException, OSError) as error:
         raise DataError(f"{path} is not a whole Parquet file ({first_line(error)}).", field="data.source") from error
-
-
-def first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0].rstrip(".")[:300]
 
 
 def row_name(unit: Unit, row: int) -> str:

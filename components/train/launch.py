@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from components.context import Context
-from components.errors import CheckpointError, PenstockError, StageError
+from components.errors import CheckpointError, PenstockError, StageError, name_error
+from components.ray_connection import connect_ray
 from components.train.device import Hardware, Placement, plan_placement
 from components.train.job import TrainJob, TrainResult
 from components.train.result import read_result
@@ -78,8 +79,7 @@ def launch_group(job: TrainJob, context: Context) -> TrainResult:
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-    if not ray.is_initialized():
-        ray.init(address=os.environ.get("RAY_ADDRESS"), log_to_driver=True)
+    connect_ray(log_to_driver=True)
     placement = plan_placement(cluster_hardware(ray.cluster_resources()), job.train.workers, job.train.precision)
     wait_for_room(placement, job.train.workers)
     trainer = TorchTrainer(
@@ -102,7 +102,7 @@ def launch_group(job: TrainJob, context: Context) -> TrainResult:
     except WorkerGroupError as error:
         raise first_failure(error) from error
     except ControllerError as error:
-        raise StageError(f"The training group could not be run: {first_line(error.controller_failure)}.") from error
+        raise StageError(f"The training group could not be run: {name_error(error.controller_failure)}.") from error
     result = read_result(job)
     if result is None:
         raise StageError(f"The training group ended without a result in {job.work_folder}; see the stage's log.")
@@ -176,7 +176,7 @@ def first_failure(error: WorkerGroupError) -> PenstockError:
         if isinstance(failure, CheckpointError | PenstockError):
             return failure
     return (
-        StageError(f"Training failed in a worker: {first_line(failures[0])}.") if failures else StageError(str(error))
+        StageError(f"Training failed in a worker: {name_error(failures[0])}.") if failures else StageError(str(error))
     )
 
 
@@ -187,9 +187,3 @@ def root_cause(error: BaseException) -> BaseException:
         if not isinstance(inner, BaseException):
             return error
         error = inner
-
-
-def first_line(error: BaseException | None) -> str:
-    """Class and first line of an error's text, without its traceback."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0].rstrip('.') if lines else 'no message'}"

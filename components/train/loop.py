@@ -189,10 +189,11 @@ def keep_best(session: Session, metrics: dict[str, float]) -> None:
         return
     target = session.best_weights()
     target.parent.mkdir(parents=True, exist_ok=True)
-    for old in target.parent.iterdir():
-        old.unlink()
     save_weights(target, weights)
     sync_path(target)
+    for old in target.parent.iterdir():
+        if old != target:
+            old.unlink()
 
 
 def finish(session: Session) -> TrainResult:

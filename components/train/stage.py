@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from components.artifacts import Artifact, Draft, Ref, open_artifact, write_artifact
-from components.config import Config
+from components.config import Config, dotted_names
 from components.context import Context
 from components.models.build import build_model, parse_model_config
 from components.models.config import ModelConfig
@@ -83,19 +83,8 @@ def winner(best: Mapping[str, Any], spec: TrainConfig) -> tuple[ModelConfig, Tra
 def tell(job: TrainJob, result: TrainResult, context: Context) -> None:
     """Says what was trained in the tracking journal."""
     values = {"model": job.model.model_dump(mode="json"), "train": job.train.model_dump(mode="json")}
-    context.track("params", params={**flatten(values), "seed": job.seed})
+    context.track("params", params={**dotted_names(values), "seed": job.seed})
     context.track("metrics", step=result.best_epoch, metrics={f"best_{k}": v for k, v in result.metrics.items()})
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as dotted names."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{name}."))
-        else:
-            flat[prefix + name] = value
-    return flat
 
 
 def write_model(draft: Draft, job: TrainJob, result: TrainResult) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.errors import StageError
+from components.ray_connection import connect_ray
 from components.tune.runners import Slots, deliver, plan_slots, remove_checkpoints
 from components.tune.sweep import Sweep
 from components.tune.trial import Message, TrainFunction, TrialSettings, TrialStopped, run_trial
@@ -60,7 +61,7 @@ def run_on_ray(
     Raises:
         StageError: If the sweep itself cannot go on (a full disk), or Ray ends without getting any further.
     """
-    connect()
+    connect_ray()
     slots = plan_slots(*cluster_size(), concurrency, sweep.total)
     remove_checkpoints(sweep, settings)
     while sweep.ended < sweep.total:
@@ -70,14 +71,6 @@ def run_on_ray(
             left = sweep.total - sweep.ended
             raise StageError(f"Ray Tune ended with {left} trials left and said no reason; look into the stage's log.")
         sweep.requeue()
-
-
-def connect() -> None:
-    """Joins the cluster that RAY_ADDRESS names, unless this process has joined it already."""
-    import ray
-
-    if not ray.is_initialized():
-        ray.init(address=os.environ.get("RAY_ADDRESS", "auto"), log_to_driver=False, logging_level=logging.WARNING)
 
 
 def cluster_size() -> tuple[int, int]:

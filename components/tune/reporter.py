@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from components.config import dotted_names
 from components.context import Context
 from components.tune.journal import Record
 from components.tune.sweep import SweepPlan, Trial
@@ -43,7 +44,7 @@ class Reporter:
             self._end(trial)
 
     def _begin(self, trial: Trial) -> None:
-        params = {**flat(trial.config), "chosen_by": trial.chosen_by}
+        params = {**dotted_names(trial.config), "chosen_by": trial.chosen_by}
         self.context.track("params", run=f"tune/{trial.number}", params=params)
         self._trial_event(trial, {})
 
@@ -74,11 +75,3 @@ class Reporter:
         done = self._epochs_done()
         fresh = max(1, done - self.epochs_before)
         return round((self.total * self.plan.epochs - done) * (time.monotonic() - self.begun_s) / fresh, 1)
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted names down to plain values: {"model": {"architecture": "bert"}} is {"model.architecture": "bert"}."""
-    pairs: dict[str, Any] = {}
-    for name, value in config.items():
-        pairs |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
-    return pairs

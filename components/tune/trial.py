@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components.errors import PenstockError
+from components.errors import PenstockError, as_disk_full
 from components.models.config import ModelConfig
 from components.train.config import TrainConfig
 from components.train.job import TrainJob, TrainResult, Worker
@@ -107,8 +106,9 @@ def run_trial(
 
 def failure(error: BaseException, folder: Path) -> Message:
     """What the sweep is told of an error. A full disk is no fault of the trial: every other one would meet it too."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return {"state": "fatal", "reason": f"the disk of {folder.parent.parent} is full; make room and run again"}
+    full = as_disk_full(error, place=folder.parent.parent)
+    if full is not None:
+        return {"state": "fatal", "reason": full.message}
     (folder / "error.txt").write_text("".join(traceback.format_exception(error)))
     text = " ".join(str(error).split())[:500]
     if not isinstance(error, PenstockError):
