@@ -3,8 +3,8 @@
     module = build_model(ViTConfig(architecture="vit", patch_size=2), preprocessing.model_inputs(), num_classes=10)
     logits = module(**model_inputs)      # (B, classes)
 
-Every network takes the model inputs of its modality by name and gives logits. None depends on how far a batch was
-padded, so a sample gets the same answer alone and in company.
+Every network takes the model inputs of its modality by name and gives logits, a decoder one row a token. None depends on
+how far a batch was padded, so a sample gets the same answer alone and in company.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from components.errors import SpecError
 from components.models.config import (
     BertConfig,
     CnnConfig,
+    GptConfig,
     GruConfig,
+    LlamaConfig,
     LstmConfig,
     MlpConfig,
     ModelConfig,
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 IMAGE_INPUTS = ("image_size", "channels")
 TEXT_INPUTS = ("vocab_size", "max_length", "pad_token_id")
+DECODER_INPUTS = ("vocab_size", "max_length")
 
 
 def build_model(
@@ -42,7 +45,7 @@ def build_model(
     Args:
         config: The architecture and its parameters.
         inputs: What `Preprocessing.model_inputs` gave.
-        num_classes: Width of the logits.
+        num_classes: Width of the logits; a decoder's is the vocabulary.
         network: A full `transformers` config that wins over `config` (kept with models that began as pretrained ones).
 
     Returns:
@@ -52,6 +55,10 @@ def build_model(
         SpecError: If the architecture does not fit the inputs, or its pretrained weights cannot be used.
     """
     check_inputs(config, inputs)
+    if isinstance(config, GptConfig | LlamaConfig):
+        from components.models.decoder import Decoder
+
+        return Decoder(config, inputs, network)
     if isinstance(config, ViTConfig | ResNetConfig | BertConfig):
         return _from_transformers(config, inputs, num_classes, network)
     if config.pretrained is not None:
@@ -74,9 +81,10 @@ def parse_model_config(values: Mapping[str, Any]) -> ModelConfig:
 def check_inputs(config: ModelConfig, inputs: Mapping[str, int]) -> None:
     """Raises SpecError if the network cannot take such inputs (a text network for images)."""
     text = isinstance(config, BertConfig | TextCnnConfig | LstmConfig | GruConfig)
-    missing = [name for name in (TEXT_INPUTS if text else IMAGE_INPUTS) if name not in inputs]
-    if missing:
-        kind = "texts" if text else "images"
+    decoder = isinstance(config, GptConfig | LlamaConfig)
+    wanted = DECODER_INPUTS if decoder else TEXT_INPUTS if text else IMAGE_INPUTS
+    if any(name not in inputs for name in wanted):
+        kind = "texts" if text or decoder else "images"
         raise SpecError(
             f"model.architecture is {config.architecture!r}, which takes {kind}, but the data has {', '.join(inputs)}.",
             field="model.architecture",

@@ -86,6 +86,35 @@ class BertConfig(TransformerConfig):
     architecture: Literal["bert"]
 
 
+class GptConfig(TransformerConfig):
+    """GPT-2 style decoder (Radford et al. 2019) from `transformers`."""
+
+    architecture: Literal["gpt"]
+
+
+class LlamaConfig(TransformerConfig):
+    """Llama style decoder (Touvron et al. 2023) from `transformers`: rotary positions, RMS norm, gated layers."""
+
+    architecture: Literal["llama"]
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability of dropping an attention weight; there is no other dropout."""
+    num_key_value_heads: int | None = Field(None, ge=1)
+    """Heads of keys and values (grouped-query attention); None is num_attention_heads."""
+    rope_theta: float = Field(10_000.0, gt=0)
+    """Base of the rotary positions."""
+    tie_word_embeddings: bool = False
+    """Whether the output layer shares the input embedding's weights."""
+
+    @model_validator(mode="after")
+    def _heads(self) -> LlamaConfig:
+        if self.num_key_value_heads and self.num_attention_heads % self.num_key_value_heads:
+            raise ValueError(
+                f"num_attention_heads {self.num_attention_heads} does not divide by num_key_value_heads "
+                f"{self.num_key_value_heads}; make it a multiple"
+            )
+        return self
+
+
 class TextCnnConfig(ArchitectureConfig):
     """Convolutions over word vectors (Kim 2014)."""
 
@@ -120,12 +149,21 @@ class GruConfig(RecurrentConfig):
 
 
 ModelConfig = Annotated[
-    MlpConfig | CnnConfig | ResNetConfig | ViTConfig | BertConfig | TextCnnConfig | LstmConfig | GruConfig,
+    MlpConfig
+    | CnnConfig
+    | ResNetConfig
+    | ViTConfig
+    | BertConfig
+    | TextCnnConfig
+    | LstmConfig
+    | GruConfig
+    | GptConfig
+    | LlamaConfig,
     Field(discriminator="architecture"),
 ]
 
-ARCHITECTURES = ("mlp", "cnn", "resnet", "vit", "bert", "text-cnn", "lstm", "gru")
-LATER_ARCHITECTURES = ("vgg", "inception", "gpt", "llama", "t5")
+ARCHITECTURES = ("mlp", "cnn", "resnet", "vit", "bert", "text-cnn", "lstm", "gru", "gpt", "llama")
+LATER_ARCHITECTURES = ("vgg", "inception", "t5")
 """Named by the design, not available in this version."""
 
 __all__ = ["ARCHITECTURES", "LATER_ARCHITECTURES", "ModelConfig"]

@@ -72,6 +72,35 @@ def save_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, path)
 
 
+def named_weights(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict, each tensor once: of tied ones (embedding and output layer) only the first name."""
+    found: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name, tensor in module.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            found[name] = tensor.detach()
+    return found
+
+
+def load_weights(module: nn.Module, path: Path) -> None:
+    """Loads what `named_weights` gave.
+
+    Raises:
+        RuntimeError: If a tensor is absent, left over or of another shape.
+        OSError, SafetensorError: If the file cannot be read.
+    """
+    from safetensors.torch import load_file
+
+    weights = load_file(path)
+    absent = set(named_weights(module)) - set(weights)
+    if absent:
+        raise RuntimeError(f"{len(absent)} tensors are absent, among them {min(absent)}")
+    left_over = module.load_state_dict(weights, strict=False).unexpected_keys
+    if left_over:
+        raise RuntimeError(f"{len(left_over)} tensors fit nowhere, among them {left_over[0]}")
+
+
 def read_model_values(folder: Path) -> dict[str, Any]:
     """The parsed `config.json` of a model folder.
 
@@ -98,12 +127,11 @@ def load_model_folder(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
         ArtifactError: If a file is absent or the weights do not fit the config.
     """
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     values = read_model_values(folder)
     module = build_from_values(values)
     try:
-        module.load_state_dict(load_file(folder / WEIGHTS_NAME))
+        load_weights(module, folder / WEIGHTS_NAME)
     except (OSError, SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ArtifactError(f"{folder / WEIGHTS_NAME} cannot be loaded into the network ({reason}).") from error

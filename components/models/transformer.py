@@ -175,8 +175,8 @@ def linear_head(width: int, num_classes: int) -> nn.Linear:
 
 def network_values(module: nn.Module) -> dict[str, Any] | None:
     """The `transformers` config of a network built here, without what differs between machines; None for others."""
-    encoder = getattr(module, "encoder", None)
-    if encoder is None or not hasattr(encoder, "config"):
+    network = getattr(module, "encoder", None) or getattr(module, "decoder", None)
+    if network is None or not hasattr(network, "config"):
         return None
-    values = encoder.config.to_diff_dict()
+    values = network.config.to_diff_dict()
     return {name: value for name, value in values.items() if name not in ("transformers_version", "_name_or_path")}

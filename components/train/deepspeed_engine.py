@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from components.models.folder import named_weights
 from components.train.engine import EngineSettings
 from components.train.optimizer import make_optimizer
 
@@ -72,7 +73,7 @@ class DeepSpeedEngine:
         with GatheredParameters(list(self.module.parameters()), enabled=self.stage == 3):
             if self.rank != 0:
                 return None
-            return {name: tensor.detach().cpu().clone() for name, tensor in self.module.state_dict().items()}
+            return {name: tensor.cpu().clone() for name, tensor in named_weights(self.module).items()}
 
     def save(self, folder: Path) -> None:
         self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)

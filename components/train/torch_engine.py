@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from components.models.folder import named_weights
 from components.train.engine import EngineSettings
 from components.train.optimizer import make_optimizer
 
@@ -46,7 +47,7 @@ class TorchEngine:
         self.optimizer.zero_grad(set_to_none=True)
 
     def weights(self) -> dict[str, torch.Tensor] | None:
-        return {name: tensor.detach().cpu().clone() for name, tensor in self.module.state_dict().items()}
+        return {name: tensor.cpu().clone() for name, tensor in named_weights(self.module).items()}
 
     def save(self, folder: Path) -> None:
         state = {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
