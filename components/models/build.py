@@ -3,8 +3,8 @@
     module = build_model(ViTConfig(architecture="vit", patch_size=2), preprocessing.model_inputs(), num_classes=10)
     logits = module(**model_inputs)      # (B, classes)
 
-Every network takes the model inputs of its modality by name and gives logits, a decoder one row a token. None depends on
-how far a batch was padded, so a sample gets the same answer alone and in company.
+Every network takes the model inputs of its modality by name and gives logits, a decoder one row a token. None depends
+on how far a batch was padded, so a sample gets the same answer alone and in company.
 """
 
 from __future__ import annotations
