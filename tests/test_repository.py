@@ -173,7 +173,7 @@ def torch_model(folder: Path) -> Path:
     preprocessing = image_preprocessing()
     config = parse_model_config({"architecture": "mlp"})
     module = build_model(config, preprocessing.model_inputs(), len(preprocessing.classes))
-    values = model_values("image-classification", config, preprocessing, module)
+    values = model_values("image-classification", config, preprocessing.model_inputs(), preprocessing.classes, module)
     save_model_folder(folder, values, preprocessing, module.state_dict())
     return folder
 

@@ -10,6 +10,12 @@
     report.json          the data report (not content)
 
 A split without rows (test share 0) is a file with 0 rows. The test split is opened by `evaluate` alone.
+
+The data of a language model has no rows, but one sequence of tokens a split:
+
+    splits/train.tokens  splits/validation.tokens  splits/test.tokens     little-endian uint16; uint32 for a vocabulary
+                         of more than 65,536
+    schema.json          {"task", "classes": [], "vocab_size", "dtype", "tokens": {split: n}, "bytes": {split: n}}
 """
 
 from __future__ import annotations
@@ -64,3 +70,57 @@ def open_split(dataset: Path, name: SplitName) -> Split:
     schema = json.loads((dataset / "schema.json").read_text())
     table = pa.ipc.open_file(pa.memory_map(str(split_path(dataset, name)))).read_all()
     return Split(table, tuple(schema["encoded"]))
+
+
+def tokens_path(dataset: Path, name: SplitName) -> Path:
+    return dataset / "splits" / f"{name}.tokens"
+
+
+def open_tokens(dataset: Path, name: SplitName) -> np.ndarray:
+    """The tokens of a split, memory-mapped, shape (tokens,), uint16 or uint32."""
+    import json
+
+    import numpy as np
+
+    schema = json.loads((dataset / "schema.json").read_text())
+    if not schema["tokens"][name]:
+        return np.empty(0, schema["dtype"])
+    return np.memmap(tokens_path(dataset, name), dtype=schema["dtype"], mode="r")
+
+
+class TokenWriter:
+    """Writes the token files of a Dataset; a context manager.
+
+    Args:
+        dataset: Folder of the draft.
+        vocab_size: Decides how many bytes a token takes.
+    """
+
+    def __init__(self, dataset: Path, vocab_size: int) -> None:
+        self.dtype = "<u2" if vocab_size <= 1 << 16 else "<u4"
+        self.tokens: dict[str, int] = dict.fromkeys(SPLITS, 0)
+        self.bytes: dict[str, int] = dict.fromkeys(SPLITS, 0)
+        self.paths = {name: tokens_path(dataset, name) for name in SPLITS}
+
+    def __enter__(self) -> TokenWriter:
+        for path in self.paths.values():
+            path.parent.mkdir(parents=True, exist_ok=True)
+        self.files = {name: path.open("wb") for name, path in self.paths.items()}
+        return self
+
+    def __exit__(self, *failure: object) -> None:
+        for file in self.files.values():
+            file.close()
+
+    def write(self, name: SplitName, tokens: bytes, size_bytes: int) -> None:
+        """Appends tokens (uint32, little endian) that stand for `size_bytes` of text."""
+        import numpy as np
+
+        values = np.frombuffer(tokens, "<u4")
+        self.files[name].write(values.astype(self.dtype).tobytes())
+        self.tokens[name] += len(values)
+        self.bytes[name] += size_bytes
+
+    def counts(self) -> dict[str, Any]:
+        """What the schema says of the files."""
+        return {"dtype": self.dtype, "tokens": self.tokens, "bytes": self.bytes}

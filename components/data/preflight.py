@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from components.data.batches import IndexRows
 from components.data.clean import clean_rows
 from components.data.config import DataConfig
+from components.data.corpus import plan_index
 from components.data.index import concat_index, row_namer, unit_items
 from components.data.read import Roles, open_file
 from components.data.source import Source, find_source
@@ -64,8 +65,15 @@ def plan_roles(source: Source, task: str, config: DataConfig) -> Roles:
                 f"data.split.by is {config.split.by}, but {config.source} has no columns; use random or position.",
                 field="data.split.by",
             )
-    key = config.split.column if config.split.by in ("group", "time") else None
-    return Roles(wanted.modality, getattr(config.columns, wanted.feature), config.columns.label, key)
+    if source.kind == "text" and not wanted.packed:
+        raise DataError(
+            f"{config.source} holds plain text without labels, but the task is {task}; give a table with a column of "
+            "texts and one of labels.",
+            field="data.source",
+        )
+    key = config.split.column if config.split.by in ("group", "time") and not wanted.packed else None
+    label = None if wanted.packed else config.columns.label
+    return Roles(wanted.modality, getattr(config.columns, wanted.feature), label, key)
 
 
 def check_headers(source: Source, task: str, config: DataConfig) -> Roles:
@@ -75,7 +83,7 @@ def check_headers(source: Source, task: str, config: DataConfig) -> Roles:
         DataError: Naming the file and the column.
     """
     roles = plan_roles(source, task, config)
-    if source.kind in ("images", "digits"):
+    if source.kind in ("images", "digits", "text"):
         return roles
     first: dict[str, str] | None = None
     for file in source.files:
@@ -191,6 +199,9 @@ def check_rows(source: Source, task: str, config: DataConfig) -> None:
         if time.monotonic() > deadline:
             return
     index = concat_index(tables)
+    if get_task(task).packed:
+        plan_index(index, units, config, row_namer(index, units))
+        return
     split_rows(index, clean_rows(index, config, row_namer(index, units)), config.split)
 
 

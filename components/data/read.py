@@ -31,13 +31,14 @@ class Roles:
 
     modality: Literal["image", "text"]
     feature: str
-    label: str
+    label: str | None
+    """None for a language model."""
     key: str | None = None
 
     @property
     def columns(self) -> list[str]:
         """The columns a table must have, each once."""
-        return list(dict.fromkeys([self.feature, self.label, *([self.key] if self.key else [])]))
+        return list(dict.fromkeys(name for name in (self.feature, self.label, self.key) if name))
 
 
 @dataclass
@@ -66,12 +67,13 @@ def read_unit(unit: Unit, roles: Roles) -> Iterator[pa.Table]:
     Raises:
         DataError: If the file is torn or not what its name says.
     """
-    from components.data import read_images, read_tables
+    from components.data import read_images, read_tables, read_texts
 
     readers = {
         "csv": read_tables.read_csv,
         "jsonl": read_tables.read_jsonl,
         "parquet": read_tables.read_parquet,
+        "text": read_texts.read_text,
         "images": read_images.read_images,
         "digits": read_images.read_digits,
     }

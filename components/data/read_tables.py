@@ -104,7 +104,7 @@ def read_parquet(unit: Unit, roles: Roles) -> Iterator[RawRow]:
 
 def table_row(values: dict[str, Any], roles: Roles, path: str) -> RawRow:
     """A row from the cells of a table, whatever its format."""
-    label, label_type, problem = label_text(values[roles.label])
+    label, label_type, problem = label_text(values[roles.label] if roles.label else None)
     key = key_text(values[roles.key]) if roles.key else None
     if problem is not None:
         return RawRow(None, None, label_type, key, f"`{roles.label}` {problem}")

@@ -11,11 +11,15 @@ from typing import Literal
 
 from components.errors import DataError
 
-SourceKind = Literal["csv", "jsonl", "parquet", "images", "digits"]
-TABLE_KINDS: dict[str, SourceKind] = {".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet"}
+SourceKind = Literal["csv", "jsonl", "parquet", "text", "images", "digits"]
+SUFFIX_KINDS: dict[str, SourceKind] = {".csv": "csv", ".jsonl": "jsonl", ".parquet": "parquet", ".txt": "text"}
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 DIGITS = "builtin://digits"
-ALLOWED = "a .csv, .jsonl or .parquet file, a folder with one folder of images a class, a glob of these, s3://... or builtin://digits"
+PYTHON_STDLIB = "builtin://python-stdlib"
+ALLOWED = (
+    "a .csv, .jsonl, .parquet or .txt file, a folder with one folder of images a class, a glob of these, s3://..., "
+    f"{DIGITS} or {PYTHON_STDLIB}"
+)
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,8 @@ def find_source(uri: str, base: Path | None = None) -> Source:
     Raises:
         DataError: If nothing is there, it is empty, or it is of no known or of several kinds.
     """
+    if uri == PYTHON_STDLIB:
+        return Source(uri, "text", tuple(standard_library()))
     if uri.startswith("builtin://"):
         return Source(uri, "digits", (digits_file(uri),))
     root: Path | PurePosixPath | None
@@ -64,11 +70,24 @@ def digits_file(uri: str) -> SourceFile:
     from importlib.util import find_spec
 
     if uri != DIGITS:
-        raise DataError(f"data.source is {uri}; the only built-in source is {DIGITS}.", field="data.source")
+        raise DataError(
+            f"data.source is {uri}; the built-in sources are {DIGITS} and {PYTHON_STDLIB}.", field="data.source"
+        )
     spec = find_spec("sklearn")
     if spec is None or not spec.submodule_search_locations:
         raise DataError(f"{DIGITS} needs scikit-learn, which is not installed.", field="data.source")
     return local_file(Path(spec.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz")
+
+
+def standard_library() -> Iterable[SourceFile]:
+    """The source files of this Python's own standard library, without its tests and what was installed beside it."""
+    import sysconfig
+
+    folder = Path(sysconfig.get_path("stdlib"))
+    left_out = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
+    for path in sorted(folder.rglob("*.py")):
+        if not left_out & set(path.relative_to(folder).parts) and path.stat().st_size:
+            yield local_file(path)
 
 
 def local_file(path: Path) -> SourceFile:
@@ -102,7 +121,7 @@ def choose_kind(uri: str, files: list[SourceFile]) -> tuple[SourceKind, list[Sou
     by_kind: dict[SourceKind, list[SourceFile]] = {}
     for file in files:
         suffix = PurePosixPath(file.path).suffix.lower()
-        kind = "images" if suffix in IMAGE_SUFFIXES else TABLE_KINDS.get(suffix)
+        kind = "images" if suffix in IMAGE_SUFFIXES else SUFFIX_KINDS.get(suffix)
         if kind is not None:
             by_kind.setdefault(kind, []).append(file)
     if not by_kind:

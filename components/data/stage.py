@@ -16,6 +16,7 @@ from components.context import Context
 from components.data.batches import DROPPED, EncodeRows, IndexRows, SelectRows
 from components.data.clean import Cleaned, clean_rows
 from components.data.config import DataConfig
+from components.data.corpus import describe_corpus, plan_corpus, tell_corpus, write_corpus
 from components.data.digest import digest_source, source_digest
 from components.data.drivers import Driver, choose_driver
 from components.data.index import concat_index, parts_by_unit, row_namer, unit_items
@@ -82,18 +83,45 @@ def run(config: StageConfig, inputs: Mapping[str, Ref], output: str, context: Co
     refuse_change(config.data.source, before, inputs)
     roles = check_headers(source, config.task, config.data)
     driver = choose_driver(context, sum(file.size_bytes for file in source.files))
+    facts = {"uri": source.uri, "kind": source.kind, "files": len(source.files), "digest": before}
+    if get_task(config.task).packed:
+        return run_corpus(config, inputs, output, context, source, roles, driver, facts)
     plan = make_plan(config, source, roles, driver)
     with write_artifact(output, "dataset", inputs, context) as draft:
         preprocessing = fit_preprocessing(config, plan, driver, context)
         write_rows(draft.path, config, plan, preprocessing, driver, context)
-        after = digest_source(find_source(config.data.source), digest_cache(context.home))
-        if after != before:
-            raise changed_source(config.data.source)
-        facts = {"uri": source.uri, "kind": source.kind, "files": len(source.files), "digest": before}
+        check_unchanged(config, before, context)
         describe(draft, config, plan, preprocessing, facts)
     assert draft.artifact is not None
     report_events(draft.metadata, plan, context)
     return draft.artifact
+
+
+def run_corpus(
+    config: StageConfig,
+    inputs: Mapping[str, Ref],
+    output: str,
+    context: Context,
+    source: Source,
+    roles: Roles,
+    driver: Driver,
+    facts: dict[str, Any],
+) -> Artifact:
+    """The same for the texts of a language model, see `corpus.py`."""
+    plan = plan_corpus(source, config.task, config.data, roles, driver)
+    with write_artifact(output, "dataset", inputs, context) as draft:
+        preprocessing, counts = write_corpus(draft, config.data, config.task, plan, driver, context)
+        check_unchanged(config, facts["digest"], context)
+        describe_corpus(draft, config.task, plan, preprocessing, counts, facts)
+    assert draft.artifact is not None
+    tell_corpus(draft.metadata, context)
+    return draft.artifact
+
+
+def check_unchanged(config: StageConfig, before: str, context: Context) -> None:
+    """Raises DataError if the source is no longer what it was when reading began."""
+    if digest_source(find_source(config.data.source), digest_cache(context.home)) != before:
+        raise changed_source(config.data.source)
 
 
 def refuse_change(source: str, digest: str, inputs: Mapping[str, Ref]) -> None:

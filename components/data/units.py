@@ -15,19 +15,22 @@ if TYPE_CHECKING:
     import pyarrow.parquet as pq
 
 IMAGES_PER_UNIT = 256
+PIECE_BYTES = 4 << 20
+"""Of a text file."""
 ROW_GROUP_ROWS = 65_536
 """Parquet row groups are gathered until they hold this many rows."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A file, a run of Parquet row groups, or a few images.
+    """A file, a piece of a text file, a run of Parquet row groups, or a few images.
 
     Attributes:
         files: Paths or s3:// URIs; several only for images.
         labels: Class of each file, for images alone.
         row_groups: First and one past the last, for Parquet alone.
         first_row: Rows of the file before this unit.
+        byte_range: First and one past the last, for texts alone; the piece has the lines that begin there.
     """
 
     kind: SourceKind
@@ -35,6 +38,7 @@ class Unit:
     labels: tuple[str, ...] = ()
     row_groups: tuple[int, int] | None = None
     first_row: int = 0
+    byte_range: tuple[int, int] | None = None
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -42,9 +46,14 @@ class Unit:
     @classmethod
     def from_json(cls, text: str) -> Unit:
         raw = json.loads(text)
-        groups = raw["row_groups"]
+        groups, bytes_ = raw["row_groups"], raw["byte_range"]
         return cls(
-            raw["kind"], tuple(raw["files"]), tuple(raw["labels"]), tuple(groups) if groups else None, raw["first_row"]
+            raw["kind"],
+            tuple(raw["files"]),
+            tuple(raw["labels"]),
+            tuple(groups) if groups else None,
+            raw["first_row"],
+            tuple(bytes_) if bytes_ else None,
         )
 
 
@@ -54,7 +63,14 @@ def plan_units(source: Source) -> list[Unit]:
         return list(image_units(source))
     if source.kind == "parquet":
         return [unit for file in source.files for unit in parquet_units(file.path)]
+    if source.kind == "text":
+        return [unit for file in source.files for unit in text_units(file.path, file.size_bytes)]
     return [Unit(source.kind, (file.path,)) for file in source.files]
+
+
+def text_units(path: str, size_bytes: int) -> Iterator[Unit]:
+    for start in range(0, max(size_bytes, 1), PIECE_BYTES):
+        yield Unit("text", (path,), byte_range=(start, min(start + PIECE_BYTES, size_bytes)))
 
 
 def image_units(source: Source) -> Iterator[Unit]:
@@ -97,4 +113,6 @@ def row_name(unit: Unit, row: int) -> str:
     """What a person would call a row: an image's path, or the file and the row counted from 1."""
     if unit.kind == "images":
         return unit.files[row]
+    if unit.kind == "text":
+        return unit.files[0]
     return f"{unit.files[0]}, row {unit.first_row + row + 1}"

@@ -6,7 +6,7 @@ model.safetensors   config.json {"task", "architecture", "inputs", "classes"}   
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,11 @@ PREPROCESS_NAME = "preprocess"
 
 
 def model_values(
-    task: str, config: ModelConfig, preprocessing: Preprocessing, module: nn.Module | None = None
+    task: str,
+    config: ModelConfig,
+    inputs: Mapping[str, int],
+    classes: Sequence[str],
+    module: nn.Module | None = None,
 ) -> dict[str, Any]:
     """What `config.json` holds; `pretrained` is left out, because the weights are in the folder.
 
@@ -35,8 +39,8 @@ def model_values(
     values: dict[str, Any] = {
         "task": task,
         "architecture": config.model_dump(mode="json", exclude={"pretrained"}),
-        "inputs": dict(preprocessing.model_inputs()),
-        "classes": list(preprocessing.classes),
+        "inputs": dict(inputs),
+        "classes": list(classes),
     }
     if config.pretrained is not None:
         from components.models.transformer import network_values

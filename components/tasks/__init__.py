@@ -8,6 +8,7 @@ from components.tasks.base import Preprocessing, Task
 TASKS = {
     "image-classification": ("components.tasks.image_classification", "ImageClassification"),
     "text-classification": ("components.tasks.text_classification", "TextClassification"),
+    "text-generation": ("components.tasks.text_generation", "TextGeneration"),
 }
 
 __all__ = ["TASKS", "Preprocessing", "Task", "get_task"]

@@ -71,6 +71,8 @@ class Task(ABC):
     feature: ClassVar[str]
     """Role of the feature column (`image`, `text`): rows that agree in it are duplicates."""
     architectures: ClassVar[tuple[str, ...]]
+    packed: ClassVar[bool] = False
+    """Whether it trains on windows of one long sequence of tokens instead of rows with labels."""
     measures: ClassVar[tuple[str, ...]] = ()
     """What `describe` measures."""
     deciding_metric: ClassVar[str]
@@ -99,6 +101,11 @@ class Task(ABC):
     def loss(self, logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float) -> torch.Tensor:
         """Mean loss over the batch, a scalar. Shapes: logits (B, classes), labels (B,)."""
 
+    def outputs(self, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """What `metrics` needs of each sample, float32, shape (B, K): the logits, or less where they are many."""
+        return logits
+
     @abstractmethod
-    def metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """Metrics over a whole split, the deciding one among them, and `loss` in nats a sample."""
+    def metrics(self, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """Metrics over a whole split, from its `outputs` (rows, K): the deciding one among them, and `loss` in nats a
+        sample, or a token."""

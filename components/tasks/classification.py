@@ -85,8 +85,8 @@ class Classification(Task):
 
         return torch.nn.functional.cross_entropy(logits, labels, label_smoothing=label_smoothing)
 
-    def metrics(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        return classification_metrics(logits, labels)
+    def metrics(self, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        return classification_metrics(outputs, labels)
 
 
 def check_inputs(inputs: Sequence[Any]) -> None:

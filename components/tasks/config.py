@@ -21,12 +21,14 @@ class ImageConfig(Config):
 class TextConfig(Config):
     """How a text becomes tokens."""
 
+    tokenizer: Literal["bpe", "byte", "character"] = "bpe"
+    """bpe: a vocabulary fitted on the training split; byte, character: for language models alone."""
     vocab_size: int = Field(8192, ge=16, le=200_000)
-    """Size of the BPE vocabulary that is fitted on the training split."""
+    """Size of the BPE vocabulary."""
     max_length: int = Field(64, ge=4, le=8192)
-    """Tokens a sample; longer texts are cut."""
+    """Tokens a sample of a classifier; longer texts are cut. A language model's is `train.seq_len`."""
     lowercase: bool = True
-    """Whether case is dropped before tokens are made."""
+    """Whether a classifier's texts lose their case before tokens are made."""
 
 
 class FeatureConfig(Config):

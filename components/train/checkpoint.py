@@ -1,6 +1,6 @@
 """Checkpoints of one run: written whole or not at all, checked before anything in them is read.
 
-    checkpoints/epoch-00003/   engine state of every rank, random.rank0.json, best.safetensors, manifest.json
+    checkpoints/step-00000300/   engine state of every rank, random.rank0.json, best.safetensors, manifest.json
     checkpoints/quarantine/    what failed its check, kept to be looked at
     checkpoints/latest         a hint for people; nothing depends on it
 
@@ -28,7 +28,7 @@ from components.errors import CheckpointError
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
-NAME_PATTERN = re.compile(r"epoch-(\d{5,})")
+NAME_PATTERN = re.compile(r"step-(\d{8,})")
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,12 @@ class Checkpoint:
 
     Attributes:
         folder: Where it lies.
-        epoch: Epochs that were finished.
-        state: What the loop keeps: step, history, best epoch, precision.
+        step: Optimizer steps that were taken.
+        state: What the loop keeps: step, round, history, best epoch, precision.
     """
 
     folder: Path
-    epoch: int
+    step: int
     state: Mapping[str, Any]
 
 
@@ -62,28 +62,28 @@ class CheckpointFolder:
         folder.mkdir(parents=True, exist_ok=True)
         self.key = read_key(key_file)
 
-    def path(self, epoch: int) -> Path:
-        return self.folder / f"epoch-{epoch:05d}"
+    def path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
 
-    def partial_path(self, epoch: int) -> Path:
+    def partial_path(self, step: int) -> Path:
         """Where the ranks write before `commit`."""
-        return self.folder / f".epoch-{epoch:05d}.partial"
+        return self.folder / f".step-{step:08d}.partial"
 
-    def begin(self, epoch: int) -> Path:
+    def begin(self, step: int) -> Path:
         """An empty folder to write into; called by rank 0 alone."""
-        partial = self.partial_path(epoch)
+        partial = self.partial_path(step)
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
         return partial
 
-    def commit(self, epoch: int, state: Mapping[str, Any]) -> Path:
+    def commit(self, step: int, state: Mapping[str, Any]) -> Path:
         """Makes what the ranks wrote a checkpoint; called by rank 0 alone, after all have written."""
-        partial, target = self.partial_path(epoch), self.path(epoch)
+        partial, target = self.partial_path(step), self.path(step)
         body = {
             "format_version": FORMAT_VERSION,
             "owner": self.owner,
             "world_size": self.world_size,
-            "epoch": epoch,
+            "step": step,
             "state": dict(state),
             "files": {name: seal_file(partial / name) for name in list_files(partial)},
         }
@@ -105,8 +105,8 @@ class CheckpointFolder:
             CheckpointError: If there were some, but none passes, or the newest valid one is of another job or world
                 size.
         """
-        for epoch in sorted(self.epochs(), reverse=True):
-            folder = self.path(epoch)
+        for step in sorted(self.steps(), reverse=True):
+            folder = self.path(step)
             reason = self.check(folder)
             if reason is None:
                 return self._open(folder)
@@ -126,14 +126,14 @@ class CheckpointFolder:
             body = manifest["body"]
             if not hmac.compare_digest(str(manifest["hmac"]).encode(), sign(self.key, body).encode()):
                 return "its manifest does not carry this run's signature"
-            if body["format_version"] != FORMAT_VERSION or folder.name != self.path(body["epoch"]).name:
+            if body["format_version"] != FORMAT_VERSION or folder.name != self.path(body["step"]).name:
                 return "its manifest belongs to another place or release"
             return check_files(folder, body["files"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             return f"its manifest cannot be read: {type(error).__name__}"
 
-    def epochs(self) -> list[int]:
-        """Epochs of which there is a folder, whole or not."""
+    def steps(self) -> list[int]:
+        """Steps of which there is a folder, whole or not."""
         matches = [NAME_PATTERN.fullmatch(path.name) for path in self.folder.iterdir()]
         return [int(match.group(1)) for match in matches if match]
 
@@ -146,7 +146,7 @@ class CheckpointFolder:
                 f"{folder} was written by {body['world_size']} workers, but train.workers is {self.world_size}; set it "
                 "back, or run with --fresh to start anew."
             )
-        return Checkpoint(folder, body["epoch"], body["state"])
+        return Checkpoint(folder, body["step"], body["state"])
 
     def _quarantine(self, folder: Path) -> Path:
         place = self.folder / "quarantine"
@@ -160,8 +160,8 @@ class CheckpointFolder:
         return (self.folder / "latest").exists() or (self.folder / "quarantine").exists()
 
     def _prune(self) -> None:
-        for epoch in sorted(self.epochs())[: -self.keep]:
-            shutil.rmtree(self.path(epoch), ignore_errors=True)
+        for step in sorted(self.steps())[: -self.keep]:
+            shutil.rmtree(self.path(step), ignore_errors=True)
 
 
 def seal_file(path: Path) -> dict[str, Any]:

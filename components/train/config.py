@@ -84,6 +84,12 @@ class TrainConfig(Config):
 
     epochs: int = Field(10, ge=1)
     """Passes over the training split."""
+    max_steps: int | None = Field(None, ge=1)
+    """Optimizer steps of the whole training, in place of `epochs`."""
+    validate_every_steps: int | None = Field(None, ge=1)
+    """Steps between two validations; None validates after each epoch."""
+    seq_len: int | None = Field(None, ge=2, le=1 << 20)
+    """Tokens a sample of a language model, and the context it is built for; None is 256."""
     global_batch_size: int = Field(64, ge=1)
     """Samples per optimizer step, over all workers and accumulation steps."""
     gradient_accumulation_steps: int = Field(1, ge=1)
@@ -104,7 +110,9 @@ class TrainConfig(Config):
     """Processes that train together, one GPU each where there are GPUs."""
     zero: ZeroConfig = ZeroConfig()
     checkpoint_every_epochs: int = Field(1, ge=1)
-    """Epochs between two checkpoints."""
+    """Validations between two checkpoints; the last one is always kept."""
+    checkpoint_every_steps: int | None = Field(None, ge=1)
+    """Steps between two checkpoints, in place of `checkpoint_every_epochs`: for epochs that take hours."""
     keep_checkpoints: int = Field(2, ge=1)
     """Newest checkpoints that are kept."""
 

@@ -1,12 +1,13 @@
-"""Logits of a whole split, its batches divided over the workers."""
+"""What the metrics need of every sample of a split, its batches divided over the workers."""
 
 from __future__ import annotations
 
 import math
 from typing import TYPE_CHECKING
 
+from components.tasks.base import Task
 from components.train.engine import Engine
-from components.train.feed import Feed
+from components.train.feed import Feed, TokenFeed
 from components.train.group import Group
 
 if TYPE_CHECKING:
@@ -14,10 +15,12 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 256
 """Largest number of rows at once; no gradient is kept, so it may be larger than in training."""
+BATCH_TOKENS = 8192
+"""The same for windows of tokens: each token has logits over the whole vocabulary."""
 
 
-def evaluate(engine: Engine, feed: Feed, group: Group) -> np.ndarray:
-    """Logits, float32, shape (rows, classes), on every rank.
+def evaluate(engine: Engine, task: Task, feed: Feed | TokenFeed, group: Group) -> np.ndarray:
+    """The task's outputs, float32, shape (rows, K), on every rank: logits, or losses of windows.
 
     Every rank runs equally many batches of one size (the last rows are repeated to fill up), because under ZeRO-3 a
     forward pass is a collective call.
@@ -25,7 +28,8 @@ def evaluate(engine: Engine, feed: Feed, group: Group) -> np.ndarray:
     import numpy as np
     import torch
 
-    rounds = math.ceil(len(feed) / (BATCH_SIZE * group.world_size))
+    most = max(1, BATCH_TOKENS // feed.seq_len) if isinstance(feed, TokenFeed) else BATCH_SIZE
+    rounds = math.ceil(len(feed) / (most * group.world_size))
     size = math.ceil(len(feed) / (rounds * group.world_size))
     padded = np.resize(np.arange(len(feed)), rounds * group.world_size * size)
     engine.module.eval()
@@ -33,7 +37,8 @@ def evaluate(engine: Engine, feed: Feed, group: Group) -> np.ndarray:
     with torch.no_grad():
         for index in range(rounds):
             start = (index * group.world_size + group.rank) * size
-            inputs, _ = feed.batch(padded[start : start + size])
-            parts.append(group.gather(engine.forward(inputs)).flatten(0, 1).cpu())
+            inputs, labels = feed.batch(padded[start : start + size])
+            outputs = task.outputs(engine.forward(inputs), labels)
+            parts.append(group.gather(outputs).flatten(0, 1).cpu())
     engine.module.train()
     return torch.cat(parts)[: len(feed)].numpy()

@@ -1,4 +1,7 @@
-"""Batches of a split on the device: from memory where the split fits, else read from the memory-mapped file."""
+"""Batches on the device: `Feed` of rows with labels, `TokenFeed` of windows of a language model's tokens.
+
+Both know their samples by numbers, which `epoch_order` of `order.py` puts into the order of training.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ Inputs = dict[str, "torch.Tensor"]
 
 
 class Feed:
-    """Gives model inputs and labels of any rows.
+    """Gives model inputs and labels of any rows: from memory where the split fits, else from the memory-mapped file.
 
     Both ways give the same tensors: kept token ids are cut to the longest text of the batch, as collating would.
     """
@@ -37,6 +40,13 @@ class Feed:
 
     def __len__(self) -> int:
         return len(self.split)
+
+    def true_labels(self) -> np.ndarray:
+        """Class indices of all rows."""
+        return self.split.labels()
+
+    def start_epoch(self, seed: int, epoch: int) -> None:
+        """Rows are the same in every epoch."""
 
     def batch(self, rows: np.ndarray) -> tuple[Inputs, torch.Tensor]:
         """Model inputs and labels of `rows`, batch first, in their order."""
@@ -71,3 +81,50 @@ class Feed:
 def take(tensor: torch.Tensor, index: torch.Tensor, width: int | None) -> torch.Tensor:
     rows = tensor.index_select(0, index)
     return rows if width is None else rows[:, :width]
+
+
+class TokenFeed:
+    """Windows of `seq_len` tokens that do not overlap, and of each the tokens that follow.
+
+    In training the windows of each epoch begin at another offset, so that no token is always the first of its window.
+
+    Args:
+        tokens: The whole split, memory-mapped.
+        seq_len: Tokens a window.
+        shifted: Whether windows move from epoch to epoch.
+    """
+
+    def __init__(self, tokens: np.ndarray, seq_len: int, device: str, shifted: bool) -> None:
+        import numpy as np
+
+        self.tokens, self.seq_len, self.device = tokens, seq_len, device
+        self.span = np.arange(seq_len + 1)
+        whole = max(0, len(tokens) - 1) // seq_len
+        self.windows = max(1, whole - 1) if shifted and whole else whole
+        self.spare = len(tokens) - 1 - self.windows * seq_len if shifted else 0
+        self.offset = 0
+
+    def __len__(self) -> int:
+        return self.windows
+
+    def true_labels(self) -> np.ndarray:
+        """None: the labels of a window are its own tokens."""
+        import numpy as np
+
+        return np.empty(0, np.int64)
+
+    def start_epoch(self, seed: int, epoch: int) -> None:
+        """Draws the offset of an epoch's windows: a function of (seed, epoch) alone."""
+        import numpy as np
+
+        if self.spare:
+            key = np.array([seed % 2**64, epoch + 2**63], dtype=np.uint64)
+            self.offset = int(np.random.Generator(np.random.Philox(key=key)).integers(self.spare + 1))
+
+    def batch(self, rows: np.ndarray) -> tuple[Inputs, torch.Tensor]:
+        """Token ids and the next tokens, int64, both of shape (B, T), of the windows numbered `rows`."""
+        import torch
+
+        starts = self.offset + rows * self.seq_len
+        window = torch.from_numpy(self.tokens[starts[:, None] + self.span].astype("int64")).to(self.device)
+        return {"input_ids": window[:, :-1]}, window[:, 1:]

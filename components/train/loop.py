@@ -3,8 +3,9 @@
     result = train(job, worker)
 
 It runs in one process, under `torchrun` (`python -m components.train JOB.json`) or as a Ray Train worker, always the
-same way. An epoch is: train, validate, keep the best weights, checkpoint, report. Killed at any moment, the same call
-continues from the newest whole checkpoint and ends bit for bit where it would have ended.
+same way. A round is: train to the next validation (an epoch, or `validate_every_steps`), validate, keep the best
+weights, checkpoint, report. Killed at any moment, the same call continues from the newest whole checkpoint and ends bit
+for bit where it would have ended.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from components.train.evaluation import evaluate
 from components.train.feed import Inputs
 from components.train.job import TrainJob, TrainResult, Worker
 from components.train.optimizer import weight_penalty
-from components.train.order import epoch_order, micro_batch
+from components.train.order import micro_batch
 from components.train.result import read_result, write_result
 from components.train.schedule import rate_factor
 from components.train.session import Session, open_session, save
@@ -50,63 +51,79 @@ def train(job: TrainJob, worker: Worker) -> TrainResult:
     job.work_folder.mkdir(parents=True, exist_ok=True)
     session = open_session(job, worker)
     try:
-        tell_last_epoch(session)
+        tell_last_round(session)
         while not done(session):
-            run_epoch(session)
+            run_round(session)
         return finish(session)
     finally:
         session.engine.close()
 
 
-def tell_last_epoch(session: Session) -> None:
-    """After a restart, reports the checkpoint's epoch again: a kill may have come between checkpoint and report."""
+def tell_last_round(session: Session) -> None:
+    """After a restart, reports the checkpoint's round again: a kill may have come between checkpoint and report."""
     if session.progress.history:
-        last = {name: value for name, value in session.progress.history[-1].items() if name != "epoch"}
+        last = {name: value for name, value in session.progress.history[-1].items() if name not in ("epoch", "step")}
         session.worker.report(session.progress.epoch, last)
 
 
 def done(session: Session) -> bool:
-    """Whether all epochs are trained, or the deciding metric has stood still for the patience of `early_stop`."""
+    """Whether all steps are taken, or the deciding metric has stood still for the patience of `early_stop`."""
     progress, early_stop = session.progress, session.job.train.early_stop
     stopped = early_stop is not None and progress.epoch - progress.improved_epoch >= early_stop.patience
-    return progress.epoch >= session.job.train.epochs or (stopped and progress.epoch > 0)
+    return progress.step >= session.rounds.total_steps or (stopped and progress.epoch > 0)
 
 
-def run_epoch(session: Session) -> None:
-    """Trains one epoch, measures it, makes it durable and reports it."""
-    progress = session.progress
-    train_loss = train_epoch(session)
+def run_round(session: Session) -> None:
+    """Trains up to the next validation, measures, makes it durable and reports it."""
+    progress, train_config = session.progress, session.job.train
+    train_loss = train_round(session)
     session.group.average_buffers(session.engine.module)
     metrics = validate(session)
     progress.epoch += 1
-    rate = session.job.train.learning_rate * factor_at(session, session.step - 1)
-    progress.history.append({"epoch": progress.epoch, "train_loss": train_loss, "learning_rate": rate, **metrics})
+    rate = train_config.learning_rate * factor_at(session, progress.step - 1)
+    place = {"epoch": progress.epoch, "step": progress.step}
+    progress.history.append({**place, "train_loss": train_loss, "learning_rate": rate, **metrics})
     if improves(session, metrics):
         progress.improved_epoch = progress.epoch
     if improves(session, metrics) or breaks_tie(session, metrics):
         keep_best(session, metrics)
-    if done(session) or progress.epoch % session.job.train.checkpoint_every_epochs == 0:
+    if done(session) or (
+        train_config.checkpoint_every_steps is None and progress.epoch % train_config.checkpoint_every_epochs == 0
+    ):
         save(session)
     session.worker.report(progress.epoch, {**metrics, "train_loss": train_loss, "learning_rate": rate})
 
 
-def train_epoch(session: Session) -> float:
-    """One pass over the training split; gives the mean training loss over all workers."""
-    train_config, shape = session.job.train, session.shape
-    order = epoch_order(session.job.seed, session.progress.epoch, shape)
-    total: torch.Tensor | float = 0.0
+def train_round(session: Session) -> float:
+    """The steps up to the next validation; gives their mean training loss over all workers."""
+    every = session.job.train.checkpoint_every_steps
+    begin, end = session.rounds.bounds(session.progress.epoch)
     session.engine.module.train()
-    for index in range(shape.steps_per_epoch):
-        step = session.step + index
-        rate = train_config.learning_rate * factor_at(session, step)
-        for part in range(shape.accumulation):
-            inputs, labels = session.training.batch(micro_batch(order, index, part, session.group.rank, shape))
-            loss = batch_loss(session, inputs, labels)
-            session.engine.backward(loss)
-            session.engine.step(rate)
-            total = total + loss.detach()
-        tell_progress(session, step + 1, loss)
-    return mean_loss(session, total)
+    while session.progress.step < end:
+        loss = train_step(session)
+        session.loss_sum = session.loss_sum + loss
+        session.progress.step += 1
+        tell_progress(session, loss / session.shape.accumulation)
+        if every and session.progress.step % every == 0 and session.progress.step < end:
+            save(session)
+    mean = mean_loss(session, end - begin)
+    session.loss_sum = 0.0
+    return mean
+
+
+def train_step(session: Session) -> torch.Tensor:
+    """One optimizer step; gives the sum of this worker's losses over its micro batches."""
+    step, shape = session.progress.step, session.shape
+    rate = session.job.train.learning_rate * factor_at(session, step)
+    order, total = session.order(shape.epoch_of(step)), None
+    for part in range(shape.accumulation):
+        inputs, labels = session.training.batch(micro_batch(order, step, part, session.group.rank, shape))
+        loss = batch_loss(session, inputs, labels)
+        session.engine.backward(loss)
+        session.engine.step(rate)
+        total = loss.detach() if total is None else total + loss.detach()
+    assert total is not None
+    return total
 
 
 def batch_loss(session: Session, inputs: Inputs, labels: torch.Tensor) -> torch.Tensor:
@@ -121,37 +138,37 @@ def batch_loss(session: Session, inputs: Inputs, labels: torch.Tensor) -> torch.
 
 
 def factor_at(session: Session, step: int) -> float:
-    return rate_factor(session.job.train.schedule, step, session.meter.total_steps, session.shape.steps_per_epoch)
+    return rate_factor(session.job.train.schedule, step, session.rounds.total_steps, session.shape.steps_per_epoch)
 
 
-def tell_progress(session: Session, step: int, loss: torch.Tensor) -> None:
+def tell_progress(session: Session, loss: torch.Tensor) -> None:
     """About once a second: looks at the loss (which waits for a GPU, so not at every step) and tells the worker."""
     if not session.meter.due():
         return
-    value = check_finite(session, float(loss.detach()), step)
+    step, value = session.progress.step, check_finite(session, float(loss))
     if session.group.rank == 0:
-        session.worker.progress(step, session.meter.total_steps, {"loss": value, **session.meter.pace(step)})
+        session.worker.progress(step, session.rounds.total_steps, {"loss": value, **session.meter.pace(step)})
 
 
-def mean_loss(session: Session, total: torch.Tensor | float) -> float:
-    """The mean over micro batches and workers."""
+def mean_loss(session: Session, steps: int) -> float:
+    """The mean of a round over steps, micro batches and workers."""
     import torch
 
-    tensor = torch.as_tensor(total, dtype=torch.float32, device=session.group.device)
-    mean = float(session.group.gather(tensor).mean()) / (session.shape.steps_per_epoch * session.shape.accumulation)
-    return check_finite(session, mean, session.step + session.shape.steps_per_epoch)
+    tensor = torch.as_tensor(session.loss_sum, dtype=torch.float32, device=session.group.device)
+    return check_finite(session, float(session.group.gather(tensor).mean()) / (steps * session.shape.accumulation))
 
 
-def check_finite(session: Session, loss: float, step: int) -> float:
+def check_finite(session: Session, loss: float) -> float:
     """Gives the loss back.
 
     Raises:
-        StageError: If it is infinite or not a number; nothing of such an epoch is kept.
+        StageError: If it is infinite or not a number; nothing of such a round is kept.
     """
     if math.isfinite(loss):
         return loss
+    step = session.progress.step
     raise StageError(
-        f"Training diverged: the loss is {loss} at step {step} of epoch {session.progress.epoch + 1}; lower "
+        f"Training diverged: the loss is {loss} at step {step} (epoch {session.shape.epoch_of(step - 1) + 1}); lower "
         f"train.learning_rate ({session.job.train.learning_rate:g}) or train.gradient_clipping.",
         field="train.learning_rate",
     )
@@ -159,8 +176,11 @@ def check_finite(session: Session, loss: float, step: int) -> float:
 
 def validate(session: Session) -> dict[str, float]:
     """The task's metrics on the validation split, the same on every rank."""
-    logits = evaluate(session.engine, session.validation, session.group)
-    return session.task.metrics(logits, session.validation.split.labels())
+    outputs = evaluate(session.engine, session.task, session.validation, session.group)
+    metrics = session.task.metrics(outputs, session.validation.true_labels())
+    if session.bytes_per_token is not None:
+        metrics["bits_per_byte"] = metrics["loss"] / math.log(2) / session.bytes_per_token
+    return metrics
 
 
 def improves(session: Session, metrics: dict[str, float]) -> bool:
@@ -199,12 +219,11 @@ def keep_best(session: Session, metrics: dict[str, float]) -> None:
 def finish(session: Session) -> TrainResult:
     """The outcome; rank 0 records it."""
     progress, meter = session.progress, session.meter
-    pace = meter.pace(session.step)
     facts = {
         **session.facts,
-        "steps": session.step,
+        "steps": progress.step,
         "seconds": round(meter.seconds, 3),
-        "samples_per_s": round(pace["samples_per_s"], 1),
+        **{name: round(value, 1) for name, value in meter.pace(progress.step).items() if name.endswith("_per_s")},
     }
     result = TrainResult(progress.best_epoch, progress.best_metrics, progress.history, session.best_weights(), facts)
     if session.group.rank == 0:

@@ -15,12 +15,14 @@ class Meter:
     Attributes:
         total_steps: Steps of the whole training.
         batch_size: Samples a step, over all workers.
+        seq_len: Tokens a sample of a language model, else None.
         done_before: Steps an earlier process took.
     """
 
     total_steps: int
     batch_size: int
     done_before: int
+    seq_len: int | None = None
     start_s: float = field(default_factory=time.monotonic)
     told_s: float = 0.0
 
@@ -38,7 +40,10 @@ class Meter:
         return time.monotonic() - self.start_s
 
     def pace(self, step: int) -> dict[str, float]:
-        """samples_per_s of this process, and eta_s to the end of the last epoch."""
+        """samples_per_s of this process (tokens_per_s of a language model), and eta_s to the last step."""
         steps_per_s = (step - self.done_before) / max(self.seconds, 1e-9)
         eta_s = (self.total_steps - step) / steps_per_s if steps_per_s else 0.0
-        return {"samples_per_s": steps_per_s * self.batch_size, "eta_s": eta_s}
+        samples_per_s = steps_per_s * self.batch_size
+        if self.seq_len is not None:
+            return {"tokens_per_s": samples_per_s * self.seq_len, "eta_s": eta_s}
+        return {"samples_per_s": samples_per_s, "eta_s": eta_s}

@@ -30,6 +30,10 @@ class BatchShape:
     def steps_per_epoch(self) -> int:
         return math.ceil(self.rows / self.global_batch_size)
 
+    def epoch_of(self, step: int) -> int:
+        """The pass over the rows that a step belongs to."""
+        return step // self.steps_per_epoch
+
     @property
     def micro_batch_size(self) -> int:
         """Rows a worker takes at once."""
@@ -50,7 +54,30 @@ def epoch_order(seed: int, epoch: int, shape: BatchShape) -> np.ndarray:
 
 
 def micro_batch(order: np.ndarray, step: int, part: int, rank: int, shape: BatchShape) -> np.ndarray:
-    """Rows of one worker's micro batch: the same rows make up a step at any world size."""
+    """Rows of one worker's micro batch: the same rows make up a step at any world size.
+
+    Args:
+        order: Of the epoch that the step belongs to.
+        step: Counted over the whole training.
+        part: Which micro batch of the step.
+    """
     size = shape.micro_batch_size
-    start = step * shape.global_batch_size + (part * shape.world_size + rank) * size
+    start = step % shape.steps_per_epoch * shape.global_batch_size + (part * shape.world_size + rank) * size
     return order[start : start + size]
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """The steps of a training, in rounds that end with a validation each.
+
+    Attributes:
+        total_steps: Of the whole training.
+        steps: Of one round; the last one may be shorter.
+    """
+
+    total_steps: int
+    steps: int
+
+    def bounds(self, number: int) -> tuple[int, int]:
+        """First step of round `number` (counted from 0), and one past its last."""
+        return number * self.steps, min((number + 1) * self.steps, self.total_steps)

@@ -1,4 +1,4 @@
-"""Seeds and states of every random number generator a training uses, kept in plain files."""
+"""Seeds and states of every random number generator a training uses, kept in plain files, with the running loss."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def seed_everything(seed: int, rank: int) -> None:
     torch.manual_seed(mixed)
 
 
-def save_states(path: Path) -> None:
-    """Writes the states of all generators of this process as JSON."""
+def save_states(path: Path, loss_sum: float) -> None:
+    """Writes the states of all generators of this process, and its loss since the last validation, as JSON."""
     import numpy as np
     import torch
 
@@ -28,6 +28,7 @@ def save_states(path: Path) -> None:
     kind, keys, position, has_gauss, gauss = legacy
     version, internal, next_gauss = random.getstate()
     states: dict[str, Any] = {
+        "loss_sum": loss_sum,
         "python": [version, list(internal), next_gauss],
         "numpy": [kind, keys.tolist(), position, has_gauss, gauss],
         "torch": bytes(torch.get_rng_state().numpy()).hex(),
@@ -36,8 +37,8 @@ def save_states(path: Path) -> None:
     path.write_text(json.dumps(states))
 
 
-def load_states(path: Path) -> None:
-    """Puts every generator where `save_states` found it."""
+def load_states(path: Path) -> float:
+    """Puts every generator where `save_states` found it; gives the loss back."""
     import numpy as np
     import torch
 
@@ -49,6 +50,7 @@ def load_states(path: Path) -> None:
     torch.set_rng_state(from_hex(states["torch"]))
     if states["cuda"]:
         torch.cuda.set_rng_state(from_hex(states["cuda"][0]))
+    return states["loss_sum"]
 
 
 def cuda_states() -> list[Any]:

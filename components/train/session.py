@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -9,28 +10,32 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.artifacts.dataset import open_split
+from components.artifacts.dataset import SplitName, open_split, open_tokens
 from components.errors import CheckpointError, PenstockError
 from components.models.build import build_model
 from components.models.folder import count_parameters
 from components.tasks import get_task
-from components.tasks.base import Task
+from components.tasks.base import Preprocessing, Task
 from components.train.checkpoint import CheckpointFolder
 from components.train.device import Placement, apply_placement, detect_hardware, plan_placement
 from components.train.engine import Engine, EngineSettings, choose_engine, make_engine
-from components.train.feed import Feed
+from components.train.feed import Feed, TokenFeed
 from components.train.group import Group
 from components.train.job import TrainJob, Worker
 from components.train.meter import Meter
-from components.train.order import BatchShape, epoch_order, micro_batch
+from components.train.order import BatchShape, Rounds, epoch_order, micro_batch
 from components.train.precision import choose_precision
 from components.train.randomness import load_states, save_states, seed_everything
 from components.train.result import job_digest, weights_folder
 
 if TYPE_CHECKING:
+    import numpy as np
+    import torch
     from torch import nn
 
 BEST_NAME = "best.safetensors"
+SEQ_LEN = 256
+"""Tokens a sample where `train.seq_len` is not set."""
 
 
 @dataclass
@@ -38,14 +43,16 @@ class Progress:
     """Where a training stands; kept in every checkpoint.
 
     Attributes:
-        epoch: Finished epochs.
+        step: Optimizer steps that were taken.
+        epoch: Finished rounds: epochs, unless `train.validate_every_steps` says otherwise.
         best_epoch: 0 until the first validation.
         best_metrics: Validation metrics of that epoch.
         improved_epoch: Last one in which the deciding metric improved; `early_stop` counts from it.
-        history: One dict an epoch.
+        history: One dict a round.
         precision: What `choose_precision` found, once and for all.
     """
 
+    step: int = 0
     epoch: int = 0
     best_epoch: int = 0
     improved_epoch: int = 0
@@ -64,17 +71,25 @@ class Session:
     group: Group
     engine: Engine
     shape: BatchShape
-    training: Feed
-    validation: Feed
+    rounds: Rounds
+    training: Feed | TokenFeed
+    validation: Feed | TokenFeed
     checkpoints: CheckpointFolder
     progress: Progress
     meter: Meter
     facts: dict[str, Any]
+    bytes_per_token: float | None = None
+    """Of a language model's validation split."""
+    loss_sum: torch.Tensor | float = 0.0
+    """Of this worker's micro batches in the round so far."""
+    _order: tuple[int, np.ndarray] | None = None
 
-    @property
-    def step(self) -> int:
-        """Optimizer steps of the finished epochs."""
-        return self.progress.epoch * self.shape.steps_per_epoch
+    def order(self, epoch: int) -> np.ndarray:
+        """The rows of an epoch in the order of training; the last one asked for is kept."""
+        if self._order is None or self._order[0] != epoch:
+            self.training.start_epoch(self.job.seed, epoch)
+            self._order = (epoch, epoch_order(self.job.seed, epoch, self.shape))
+        return self._order[1]
 
     def best_weights(self) -> Path:
         """The best epoch's weights file; there from the first validation on."""
@@ -88,9 +103,10 @@ def open_session(job: TrainJob, worker: Worker) -> Session:
     group = Group(worker.rank, worker.world_size, placement.device)
     task = get_task(job.task)
     preprocessing = task.load(job.dataset / "preprocess")
-    training = Feed(open_split(job.dataset, "train"), preprocessing, placement.device)
-    validation = Feed(open_split(job.dataset, "validation"), preprocessing, placement.device)
+    training = open_feed(job, task, preprocessing, placement, "train")
+    validation = open_feed(job, task, preprocessing, placement, "validation")
     shape = batch_shape(job, worker, len(training))
+    rounds = plan_rounds(job, shape)
     checkpoints = CheckpointFolder(
         job.work_folder / "checkpoints", job.key_file, job_digest(job), worker.world_size, job.train.keep_checkpoints
     )
@@ -98,23 +114,51 @@ def open_session(job: TrainJob, worker: Worker) -> Session:
     progress = Progress(**found["state"]) if found else Progress()
     # Weights are drawn alike on every rank and at any world size; from then on each rank draws its own dropout.
     seed_everything(job.seed, rank=0)
-    module = build_model(job.model, preprocessing.model_inputs(), len(preprocessing.classes))
+    module = build_model(job.model, network_inputs(job, preprocessing), len(preprocessing.classes))
     facts = describe(job, worker, placement, module)
     if not progress.precision:
         progress.precision = group.broadcast(probe_precision(job, placement, module, training, task, shape))
     engine = make_engine(module, engine_settings(job, worker, placement, progress))
     seed_everything(job.seed, worker.rank)
-    meter = Meter(
-        job.train.epochs * shape.steps_per_epoch, shape.global_batch_size, progress.epoch * shape.steps_per_epoch
-    )
+    seq_len = training.seq_len if isinstance(training, TokenFeed) else None
+    meter = Meter(rounds.total_steps, shape.global_batch_size, progress.step, seq_len)
     session = Session(
-        job, worker, task, group, engine, shape, training, validation, checkpoints, progress, meter, facts
+        job, worker, task, group, engine, shape, rounds, training, validation, checkpoints, progress, meter, facts
     )
+    session.bytes_per_token = bytes_per_token(job) if task.packed else None
     facts["precision"] = progress.precision
-    facts["resumed_from_step"] = session.step if found else None
+    facts["resumed_from_step"] = progress.step if found else None
     if found:
         restore(session, Path(found["folder"]))
     return session
+
+
+def open_feed(
+    job: TrainJob, task: Task, preprocessing: Preprocessing, placement: Placement, split: SplitName
+) -> Feed | TokenFeed:
+    """The samples of a split."""
+    if task.packed:
+        tokens = open_tokens(job.dataset, split)
+        return TokenFeed(tokens, job.train.seq_len or SEQ_LEN, placement.device, shifted=split == "train")
+    return Feed(open_split(job.dataset, split), preprocessing, placement.device)
+
+
+def network_inputs(job: TrainJob, preprocessing: Preprocessing) -> dict[str, int]:
+    """What the network is built for: the data's sizes, and a language model's context."""
+    context = {"max_length": job.train.seq_len or SEQ_LEN} if get_task(job.task).packed else {}
+    return {**preprocessing.model_inputs(), **context}
+
+
+def bytes_per_token(job: TrainJob) -> float:
+    """Of the validation split: what turns nats a token into bits a byte."""
+    schema = json.loads((job.dataset / "schema.json").read_text())
+    return schema["bytes"]["validation"] / schema["tokens"]["validation"]
+
+
+def plan_rounds(job: TrainJob, shape: BatchShape) -> Rounds:
+    """How many steps there are, and how many between two validations."""
+    total = job.train.max_steps or job.train.epochs * shape.steps_per_epoch
+    return Rounds(total, min(job.train.validate_every_steps or shape.steps_per_epoch, total))
 
 
 def batch_shape(job: TrainJob, worker: Worker, rows: int) -> BatchShape:
@@ -138,9 +182,10 @@ def describe(job: TrainJob, worker: Worker, placement: Placement, module: nn.Mod
 
 
 def probe_precision(
-    job: TrainJob, placement: Placement, module: nn.Module, training: Feed, task: Task, shape: BatchShape
+    job: TrainJob, placement: Placement, module: nn.Module, training: Feed | TokenFeed, task: Task, shape: BatchShape
 ) -> dict[str, Any]:
     """Chooses the precision on the first micro batch of the training."""
+    training.start_epoch(job.seed, 0)
     inputs, labels = training.batch(micro_batch(epoch_order(job.seed, 0, shape), 0, 0, 0, shape))
     return choose_precision(placement, module, inputs, lambda logits: task.loss(logits, labels, 0.0))
 
@@ -177,26 +222,27 @@ def warn(worker: Worker, text: str) -> None:
 def restore(session: Session, folder: Path) -> None:
     """Loads a checkpoint that was checked: engine, generators, and the best weights so far."""
     session.engine.load(folder)
-    load_states(folder / states_name(session.group.rank))
-    if session.group.rank == 0:
+    session.loss_sum = load_states(folder / states_name(session.group.rank))
+    if session.group.rank == 0 and session.progress.best_epoch:
         session.best_weights().parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / BEST_NAME, session.best_weights())
     session.group.barrier()
 
 
 def save(session: Session) -> None:
-    """Writes a checkpoint of the epoch that just ended; every rank calls it."""
-    epoch, group = session.progress.epoch, session.group
+    """Writes a checkpoint of the step that was just taken; every rank calls it."""
+    step, group = session.progress.step, session.group
     if group.rank == 0:
-        session.checkpoints.begin(epoch)
+        session.checkpoints.begin(step)
     group.barrier()
-    folder = session.checkpoints.partial_path(epoch)
+    folder = session.checkpoints.partial_path(step)
     session.engine.save(folder)
-    save_states(folder / states_name(group.rank))
+    save_states(folder / states_name(group.rank), float(session.loss_sum))
     group.barrier()
     if group.rank == 0:
-        shutil.copyfile(session.best_weights(), folder / BEST_NAME)
-        session.checkpoints.commit(epoch, asdict(session.progress))
+        if session.progress.best_epoch:
+            shutil.copyfile(session.best_weights(), folder / BEST_NAME)
+        session.checkpoints.commit(step, asdict(session.progress))
     group.barrier()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from components.artifacts import Artifact, Draft, Ref, open_artifact, write_artifact
 from components.config import Config, dotted_names
 from components.context import Context
+from components.errors import DataError
 from components.models.build import build_model, parse_model_config
 from components.models.config import ModelConfig
 from components.models.folder import WEIGHTS_NAME, model_values, save_model_folder
@@ -18,8 +19,18 @@ from components.tasks import get_task
 from components.train.config import TrainConfig
 from components.train.job import TrainJob, TrainResult
 from components.train.launch import launch
+from components.train.session import SEQ_LEN, network_inputs
 
-KEPT_FROM_SPEC = ("workers", "zero", "epochs", "checkpoint_every_epochs", "keep_checkpoints")
+KEPT_FROM_SPEC = (
+    "workers",
+    "zero",
+    "epochs",
+    "max_steps",
+    "validate_every_steps",
+    "checkpoint_every_epochs",
+    "checkpoint_every_steps",
+    "keep_checkpoints",
+)
 """Fields of `train` that say how the final training runs, so a sweep's winner does not decide them."""
 
 
@@ -44,6 +55,7 @@ def run(config: StageConfig, inputs: Mapping[str, Ref], output: str, context: Co
     dataset = open_artifact(inputs["dataset"], kind="dataset")
     sweep = open_artifact(inputs["sweep"], kind="sweep") if "sweep" in inputs else None
     job = make_job(config, dataset.path, sweep, context)
+    check_samples(job)
     result = launch(job, context)
     tell(job, result, context)
     with write_artifact(output, "model", inputs, context) as draft:
@@ -80,6 +92,25 @@ def winner(best: Mapping[str, Any], spec: TrainConfig) -> tuple[ModelConfig, Tra
     return parse_model_config(best["model"]), TrainConfig.model_validate(values)
 
 
+def check_samples(job: TrainJob) -> None:
+    """Before any worker starts: whether a language model's splits hold a window each.
+
+    Raises:
+        DataError: Saying how many tokens there are.
+    """
+    if not get_task(job.task).packed:
+        return
+    tokens = json.loads((job.dataset / "schema.json").read_text())["tokens"]
+    seq_len = job.train.seq_len or SEQ_LEN
+    for name in ("train", "validation"):
+        if tokens[name] <= seq_len:
+            raise DataError(
+                f"The {name} split has {tokens[name]} tokens, and one sequence takes {seq_len} and the token after it "
+                "(train.seq_len); give more text, or make train.seq_len smaller.",
+                field="train.seq_len",
+            )
+
+
 def tell(job: TrainJob, result: TrainResult, context: Context) -> None:
     """Says what was trained in the tracking journal."""
     values = {"model": job.model.model_dump(mode="json"), "train": job.train.model_dump(mode="json")}
@@ -90,10 +121,13 @@ def tell(job: TrainJob, result: TrainResult, context: Context) -> None:
 def write_model(draft: Draft, job: TrainJob, result: TrainResult) -> None:
     """Fills the Model: content is weights, config and preprocessing; metrics and history are not."""
     preprocessing = get_task(job.task).load(job.dataset / "preprocess")
+    inputs = network_inputs(job, preprocessing)
     # Only a pretrained network has a shape that the spec's own fields do not tell.
     pretrained = job.model.pretrained is not None
-    module = build_model(job.model, preprocessing.model_inputs(), len(preprocessing.classes)) if pretrained else None
-    save_model_folder(draft.path, model_values(job.task, job.model, preprocessing, module), preprocessing, None)
+    module = build_model(job.model, inputs, len(preprocessing.classes)) if pretrained else None
+    save_model_folder(
+        draft.path, model_values(job.task, job.model, inputs, preprocessing.classes, module), preprocessing, None
+    )
     shutil.copyfile(result.weights, draft.path / WEIGHTS_NAME)
     draft.write_json("metrics.json", {"validation": dict(result.metrics)}, content=False)
     draft.write_json("history.json", result.history, content=False)

@@ -40,7 +40,7 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
 
 @pytest.fixture(scope="module", params=[0, 2], ids=["torch", "zero2"])
 def stopped(request: pytest.FixtureRequest, digits: Artifact, tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
-    """A job that was stopped after its second of three epochs; it has checkpoints of epochs 1 and 2."""
+    """A job that was stopped after its second of three epochs; it has checkpoints of steps 8 and 16."""
     job = make_job(digits, tmp_path_factory.mktemp("stopped") / "work", epochs=3, zero={"stage": request.param})
     with pytest.raises(Stopped):
         train(job, FakeWorker(stop_at=2))
@@ -81,21 +81,21 @@ def bare_engine(job: TrainJob):
 
 @pytest.mark.parametrize("size", CUTS)
 def test_A5_truncated_checkpoint_falls_back_to_the_one_before(stopped: TrainJob, size: str, tmp_path: Path) -> None:
-    names = [path.relative_to(checkpoints_of(stopped).path(2)) for path in files_of(checkpoints_of(stopped).path(2))]
+    names = [path.relative_to(checkpoints_of(stopped).path(16)) for path in files_of(checkpoints_of(stopped).path(16))]
     assert len(names) >= 4  # state, generators, best weights, manifest
     for number, name in enumerate(names):
         checkpoints = checkpoints_of(copy_job(stopped, tmp_path / str(number)))
-        damaged, warnings = checkpoints.path(2) / name, []
+        damaged, warnings = checkpoints.path(16) / name, []
         cut(damaged, CUTS[size](damaged.stat().st_size))
         found = checkpoints.find(warnings.append)
-        assert found is not None and found.epoch == 1, name
-        assert len(warnings) == 1 and "epoch-00002" in warnings[0]
-        assert [path.name.split(".")[0] for path in (checkpoints.folder / "quarantine").iterdir()] == ["epoch-00002"]
+        assert found is not None and found.step == 8, name
+        assert len(warnings) == 1 and "step-00000016" in warnings[0]
+        assert [path.name.split(".")[0] for path in (checkpoints.folder / "quarantine").iterdir()] == ["step-00000016"]
 
 
 def test_A5_training_goes_on_from_the_one_before_bit_for_bit(stopped: TrainJob, tmp_path: Path) -> None:
     damaged_job, whole_job = copy_job(stopped, tmp_path / "damaged"), copy_job(stopped, tmp_path / "whole")
-    largest = max(files_of(checkpoints_of(damaged_job).path(2)), key=lambda path: path.stat().st_size)
+    largest = max(files_of(checkpoints_of(damaged_job).path(16)), key=lambda path: path.stat().st_size)
     cut(largest, largest.stat().st_size - 1)
     worker = FakeWorker()
     damaged, whole = train(damaged_job, worker), train(whole_job, FakeWorker())
@@ -106,17 +106,17 @@ def test_A5_training_goes_on_from_the_one_before_bit_for_bit(stopped: TrainJob, 
 
 
 def test_A5_a_flipped_bit_is_found(stopped: TrainJob, tmp_path: Path) -> None:
-    for number, path in enumerate(files_of(checkpoints_of(stopped).path(2))):
+    for number, path in enumerate(files_of(checkpoints_of(stopped).path(16))):
         checkpoints = checkpoints_of(copy_job(stopped, tmp_path / str(number)))
-        flip(checkpoints.path(2) / path.relative_to(checkpoints_of(stopped).path(2)))
+        flip(checkpoints.path(16) / path.relative_to(checkpoints_of(stopped).path(16)))
         found = checkpoints.find(lambda text: None)
-        assert found is not None and found.epoch == 1, path.name
+        assert found is not None and found.step == 8, path.name
 
 
 def test_A5_control_the_bare_engine_loads_altered_weights(stopped: TrainJob, tmp_path: Path) -> None:
     import torch
 
-    folder = checkpoints_of(copy_job(stopped, tmp_path / "copy")).path(2)
+    folder = checkpoints_of(copy_job(stopped, tmp_path / "copy")).path(16)
     engine = bare_engine(stopped)
     engine.load(folder)
     before = {name: value.clone() for name, value in engine.module.state_dict().items()}
@@ -135,9 +135,9 @@ LATEST = {
     "missing": None,
     "empty": "",
     "garbage": "\x00../../etc/passwd",
-    "absent": "epoch-00099",
-    "torn": "epoch-00003",
-    "older": "epoch-00001",
+    "absent": "step-00000099",
+    "torn": "step-00000024",
+    "older": "step-00000008",
 }
 
 
@@ -148,16 +148,16 @@ def test_A7_latest_is_only_a_hint(stopped: TrainJob, kind: str, tmp_path: Path) 
     if LATEST[kind] is not None:
         (checkpoints.folder / "latest").write_text(str(LATEST[kind]))
     if kind == "torn":
-        shutil.copytree(checkpoints.path(2), checkpoints.path(3))
-        (checkpoints.path(3) / MANIFEST_NAME).unlink()
+        shutil.copytree(checkpoints.path(16), checkpoints.path(24))
+        (checkpoints.path(24) / MANIFEST_NAME).unlink()
     found = checkpoints.find(lambda text: None)
-    assert found is not None and found.epoch == 2
+    assert found is not None and found.step == 16
 
 
 def test_A7_none_valid_is_an_error_every_time(stopped: TrainJob, tmp_path: Path) -> None:
     job = copy_job(stopped, tmp_path / "copy")
-    for epoch in (1, 2):
-        (checkpoints_of(job).path(epoch) / MANIFEST_NAME).unlink()
+    for step in (8, 16):
+        (checkpoints_of(job).path(step) / MANIFEST_NAME).unlink()
     for _ in range(2):  # also when what failed has been set aside already
         worker = FakeWorker()
         with pytest.raises(CheckpointError, match="none that is whole"):
@@ -167,8 +167,8 @@ def test_A7_none_valid_is_an_error_every_time(stopped: TrainJob, tmp_path: Path)
 
 def test_A7_checkpoints_that_vanished_are_an_error(stopped: TrainJob, tmp_path: Path) -> None:
     job = copy_job(stopped, tmp_path / "copy")
-    for epoch in (1, 2):
-        shutil.rmtree(checkpoints_of(job).path(epoch))
+    for step in (8, 16):
+        shutil.rmtree(checkpoints_of(job).path(step))
     with pytest.raises(CheckpointError, match="none that is whole"):
         train(job, FakeWorker())
 
@@ -184,7 +184,7 @@ def test_A7_control_deepspeed_finds_nothing_and_says_nothing(stopped: TrainJob, 
     if stopped.train.zero.stage == 0:
         pytest.skip("DeepSpeed's own control")
     engine = bare_engine(stopped)
-    found = engine.engine.load_checkpoint(str(checkpoints_of(stopped).path(2)))  # has no `latest`
+    found = engine.engine.load_checkpoint(str(checkpoints_of(stopped).path(16)))  # has no `latest`
     engine.close()
     assert found == (None, None)
 
@@ -201,7 +201,7 @@ class Marker:
 
 def forge(checkpoints: CheckpointFolder, marker: Path, key: bytes) -> None:
     """Replaces the engine's state by a pickle that runs code, with a manifest whose digests fit, signed with `key`."""
-    folder = checkpoints.path(2)
+    folder = checkpoints.path(16)
     manifest = json.loads((folder / MANIFEST_NAME).read_text())
     for path in folder.rglob("*.pt"):
         path.write_bytes(pickle.dumps(Marker(marker)))
@@ -228,8 +228,8 @@ def test_10_checkpoint_of_another_run_is_never_read(stopped: TrainJob, tmp_path:
 
 def test_10_an_added_file_is_refused(stopped: TrainJob, tmp_path: Path) -> None:
     checkpoints = checkpoints_of(copy_job(stopped, tmp_path / "copy"))
-    (checkpoints.path(2) / "extra.pt").write_bytes(b"x")
-    assert checkpoints.check(checkpoints.path(2)) == "it has other files than its manifest names"
+    (checkpoints.path(16) / "extra.pt").write_bytes(b"x")
+    assert checkpoints.check(checkpoints.path(16)) == "it has other files than its manifest names"
 
 
 def test_10_the_key_is_readable_by_its_owner_alone(stopped: TrainJob) -> None:
@@ -244,7 +244,7 @@ def test_10_control_deepspeed_runs_what_a_forged_checkpoint_says(stopped: TrainJ
     forge(checkpoints_of(job), marker, key=job.key_file.read_bytes())
     engine = bare_engine(job)
     with pytest.raises(Exception):  # noqa: B017  it fails in some way, but only after the code ran
-        engine.load(checkpoints_of(job).path(2))
+        engine.load(checkpoints_of(job).path(16))
     engine.close()
     assert marker.exists()
 

@@ -40,7 +40,7 @@ def train_model(
         schedule.step()
     output = str(tmp_path / f"model-{config.architecture}-{seed}")
     with write_artifact(output, "model", {"dataset": dataset.ref}, make_context(tmp_path, "train")) as draft:
-        values = model_values(task.name, config, preprocessing, module)
+        values = model_values(task.name, config, preprocessing.model_inputs(), preprocessing.classes, module)
         save_model_folder(draft.path, values, preprocessing, module.state_dict())
     assert draft.artifact is not None
     return draft.artifact

@@ -12,17 +12,21 @@ from components.models.config import ARCHITECTURES
 IMAGE = {"image_size": 8, "channels": 1}
 TEXT = {"vocab_size": 50, "max_length": 12, "pad_token_id": 0}
 TEXT_ARCHITECTURES = ("bert", "text-cnn", "lstm", "gru")
+DECODERS = ("gpt", "llama")
 
 
 def tiny(architecture, **values):
-    sizes = {"vit": {"patch_size": 2, "hidden_size": 16}, "bert": {"hidden_size": 16}}
+    sizes: dict = {name: {"hidden_size": 16} for name in ("vit", "bert", *DECODERS)}
+    sizes["vit"]["patch_size"] = 2
     config = parse_model_config({"architecture": architecture, **sizes.get(architecture, {}), **values})
     torch.manual_seed(0)
-    return build_model(config, TEXT if architecture in TEXT_ARCHITECTURES else IMAGE, 3)
+    return build_model(config, TEXT if architecture in (*TEXT_ARCHITECTURES, *DECODERS) else IMAGE, 3)
 
 
 def batch(architecture):
     generator = torch.Generator().manual_seed(1)
+    if architecture in DECODERS:
+        return {"input_ids": torch.randint(0, 50, (3, 12), generator=generator)}
     if architecture not in TEXT_ARCHITECTURES:
         return {"pixel_values": torch.randn(3, 1, 8, 8, generator=generator)}
     input_ids = torch.randint(1, 50, (3, 12), generator=generator)
@@ -35,7 +39,7 @@ def batch(architecture):
 def test_gradient_reaches_every_parameter(architecture):
     module = tiny(architecture)
     logits = module(**batch(architecture))
-    assert logits.shape == (3, 3)
+    assert logits.shape == ((3, 12, 50) if architecture in DECODERS else (3, 3))
     logits.pow(2).sum().backward()
     assert [name for name, value in module.named_parameters() if value.grad is None] == []
 
@@ -46,6 +50,14 @@ def test_padding_does_not_change_the_answer(architecture):
     together = module(**inputs)[1]
     alone = module(**{name: tensor[1:2, :7] for name, tensor in inputs.items()})[0]
     torch.testing.assert_close(together, alone, atol=1e-6, rtol=1e-5)  # fp32 sums in another order
+
+
+@pytest.mark.parametrize("architecture", DECODERS)
+def test_a_decoder_does_not_see_what_follows(architecture):
+    module, inputs = tiny(architecture).eval(), batch(architecture)["input_ids"]
+    later = inputs.clone()
+    later[:, 7:] = 1
+    torch.testing.assert_close(module(input_ids=later)[:, :7], module(input_ids=inputs)[:, :7])
 
 
 @pytest.mark.parametrize("architecture", ["cnn", "vit", "resnet", "mlp"])

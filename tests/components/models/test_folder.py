@@ -17,7 +17,7 @@ def write(folder, seed=0, **values):
     config = parse_model_config({"architecture": "cnn", "channels": [4], **values})
     torch.manual_seed(seed)
     module = build_model(config, PREPROCESSING.model_inputs(), 2).eval()
-    values = model_values("image-classification", config, PREPROCESSING, module)
+    values = model_values("image-classification", config, PREPROCESSING.model_inputs(), PREPROCESSING.classes, module)
     save_model_folder(folder, values, PREPROCESSING, module.state_dict())
     return module
 
@@ -82,7 +82,7 @@ def test_a_pretrained_network_keeps_its_own_shape(tmp_path):
     source.encoder.save_pretrained(tmp_path / "source")
     config = parse_model_config({"architecture": "vit", "patch_size": 4, "pretrained": str(tmp_path / "source")})
     module = build_model(config, PREPROCESSING.model_inputs(), 2).eval()
-    values = model_values("image-classification", config, PREPROCESSING, module)
+    values = model_values("image-classification", config, PREPROCESSING.model_inputs(), PREPROCESSING.classes, module)
     save_model_folder(tmp_path / "model", values, PREPROCESSING, module.state_dict())
     loaded, values = load_model_folder(tmp_path / "model")
     inputs = torch.as_tensor(pixels()["pixel_values"])

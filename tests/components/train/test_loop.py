@@ -88,6 +88,17 @@ def test_killed_in_mid_epoch_ends_bit_for_bit_the_same(stage, digits, tmp_path):
     assert same(resumed, undisturbed)
 
 
+def test_killed_between_two_checkpoints_of_an_epoch_ends_bit_for_bit_the_same(digits, tmp_path):
+    values = {"checkpoint_every_steps": 3, "validate_every_steps": 7, "max_steps": 24, "keep_checkpoints": 3}
+    undisturbed = train(make_job(digits, tmp_path / "whole", **values), FakeWorker())
+    assert [entry["step"] for entry in undisturbed.history] == [7, 14, 21, 24]
+    job = make_job(digits, tmp_path / "killed", **values)
+    train_and_die(job, die_at=20)
+    resumed = train(job, FakeWorker())
+    assert resumed.facts["resumed_from_step"] == 18
+    assert same(resumed, undisturbed)
+
+
 def test_two_workers_killed_end_bit_for_bit_the_same(digits, tmp_path):
     model = {"architecture": "cnn", "channels": [4]}  # its running statistics must agree between workers
     values = {"workers": 2, "zero": {"stage": 2}, "epochs": 3}
@@ -103,7 +114,7 @@ def test_a_sweep_stops_a_trial_from_its_report_and_the_next_one_trains(digits, t
     job = make_job(digits, tmp_path / "stopped", zero={"stage": 2})
     with pytest.raises(Stopped):
         train(job, FakeWorker(stop_at=2))
-    assert (job.work_folder / "checkpoints" / "epoch-00002" / "manifest.json").exists()
+    assert (job.work_folder / "checkpoints" / "step-00000016" / "manifest.json").exists()
     assert train(job, FakeWorker()).facts["resumed_from_step"] == 16
 
 
