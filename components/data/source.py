@@ -117,13 +117,16 @@ def walk_files(folder: Path) -> Iterable[Path]:
 
 
 def choose_kind(uri: str, files: list[SourceFile]) -> tuple[SourceKind, list[SourceFile]]:
-    """The one kind of the known files; files of unknown suffix (a README beside the data) are left out."""
+    """The one kind of the known files; files of unknown suffix, and notes beside other data, are left out."""
     by_kind: dict[SourceKind, list[SourceFile]] = {}
     for file in files:
         suffix = PurePosixPath(file.path).suffix.lower()
         kind = "images" if suffix in IMAGE_SUFFIXES else SUFFIX_KINDS.get(suffix)
         if kind is not None:
             by_kind.setdefault(kind, []).append(file)
+    if len(by_kind) > 1:
+        # A note beside the data; texts are a source only by themselves.
+        by_kind.pop("text", None)
     if not by_kind:
         raise DataError(f"{uri} holds no file of a known kind; give {ALLOWED}.", field="data.source")
     if len(by_kind) > 1:

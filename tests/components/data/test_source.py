@@ -46,7 +46,7 @@ def test_a_link_in_a_circle_ends(tmp_path: Path) -> None:
     [
         ([], "none.csv", "no such file"),
         ([], "*.csv", "no such file"),
-        (["a.txt"], "a.txt", "no file of a known kind"),
+        (["a.docx"], "a.docx", "no file of a known kind"),
         (["a.csv", "b.jsonl"], "*", "mixes csv and jsonl"),
         (["1.png"], "1.png", "no class folder|known"),
         ([], "builtin://faces", "builtin://digits"),
