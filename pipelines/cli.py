@@ -82,6 +82,12 @@ def _add_predict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", help="an endpoint's URL, a run, a registered model or a model folder")
     parser.add_argument("files", nargs="*", help="files to predict (images; .txt for text)")
     parser.add_argument("--input", action="append", default=[], help="one input: JSON, or plain text")
+    sampling = parser.add_argument_group("language models")
+    sampling.add_argument("--max-new-tokens", type=int, help="tokens to add at most (100)")
+    sampling.add_argument("--temperature", type=float, help="0 takes the likeliest token every time (1.0)")
+    sampling.add_argument("--top-k", type=int, help="draw from the k likeliest tokens; 0 from all (0)")
+    sampling.add_argument("--top-p", type=float, help="draw from the likeliest that reach this probability (1.0)")
+    sampling.add_argument("--seed", type=int, help="equal seeds give equal texts (0)")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

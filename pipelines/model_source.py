@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,15 +75,22 @@ def _registered_model(match: re.Match[str], home: Path) -> ModelSource:
     return ModelSource(artifact.ref, name, number)
 
 
-def predict_with(target: str, inputs: Sequence[Any], files: Sequence[Path]) -> dict[str, Any]:
-    """Asks the endpoint at the URL `target`, or predicts with the model that it names, in this process."""
+def predict_with(
+    target: str, inputs: Sequence[Any], files: Sequence[Path], sampling: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Asks the endpoint at the URL `target`, or predicts with the model that it names, in this process.
+
+    Args:
+        sampling: Fields of `Sampling`, for a language model.
+    """
+    from components.models.sampling import Sampling
     from components.serve.client import predict, predict_local
 
     if target.startswith(("http://", "https://")):
         return predict(target, inputs, files)
     source = find_model(target)
     try:
-        answer = predict_local(source.ref, inputs, files, source.version)
+        answer = predict_local(source.ref, inputs, files, source.version, Sampling(**(sampling or {})))
     except ArtifactError as error:
         raise ArtifactError(f"{target} cannot be used: {error.message}") from error
     answer["model"]["name"] = source.name

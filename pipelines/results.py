@@ -45,7 +45,7 @@ def build_result(folder: RunFolder, status: str) -> dict[str, Any]:
         "stages": stages_of(folder, artifacts, "stopped" if status == "stopped" else "failed"),
         "sweep": _sweep(artifacts.get("tune")),
         "model": _model(artifacts.get("train"), metrics),
-        "baseline": _baseline(metrics),
+        "baseline": _baseline(evaluation, metrics),
         "compressed": _compressed(artifacts.get("compress"), metrics),
         "gate": evaluation.manifest.metadata.get("gate") if evaluation else None,
         "registered": _registered(artifacts.get("register"), "deploy" in artifacts),
@@ -114,8 +114,11 @@ def _model(artifact: Artifact | None, metrics: Mapping[str, Any]) -> dict[str, A
     }
 
 
-def _baseline(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
-    return {"kind": "linear", "metrics": {"test": metrics["baseline"]}} if metrics.get("baseline") else None
+def _baseline(evaluation: Artifact | None, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+    if evaluation is None or not metrics.get("baseline"):
+        return None
+    kind = "n-gram" if evaluation.manifest.metadata["baseline"].startswith("n-gram") else "linear"
+    return {"kind": kind, "metrics": {"test": metrics["baseline"]}}
 
 
 def _compressed(artifact: Artifact | None, metrics: Mapping[str, Any]) -> dict[str, Any] | None:

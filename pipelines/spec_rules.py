@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 def check_rules(spec: Spec) -> list[PenstockError]:
     """Everything that is wrong between sections."""
-    rules = (_architecture_fits_task, _patches_fit, _stages_fit, _space_fits, _host_is_guarded)
+    rules = (_architecture_fits_task, _patches_fit, _stages_fit, _tokens_fit, _space_fits, _host_is_guarded)
     return [error for rule in rules for error in rule(spec)]
 
 
@@ -44,6 +44,28 @@ def _stages_fit(spec: Spec) -> list[PenstockError]:
         )
     if spec.deploy is not None and spec.registry is None:
         errors.append(SpecError("deploy needs a registered model; set deploy: false too, or keep register.", "deploy"))
+    return errors
+
+
+def _tokens_fit(spec: Spec) -> list[PenstockError]:
+    """What only a language model has, and what it has not."""
+    packed, errors = get_task(spec.task).packed, list[PenstockError]()
+    if not packed and spec.train.seq_len is not None:
+        errors.append(
+            SpecError(f"train.seq_len is for language models; a {spec.task} text is as long as data.text.max_length.",
+                      "train.seq_len")
+        )  # fmt: skip
+    if not packed and spec.data.text.tokenizer != "bpe":
+        errors.append(SpecError(f"data.text.tokenizer {spec.data.text.tokenizer} is for language models; use bpe.",
+                                "data.text.tokenizer"))  # fmt: skip
+    if packed:
+        for name, section in (("compress", spec.compress), ("register", spec.registry), ("deploy", spec.deploy)):
+            if section is not None:
+                errors.append(SpecError(f"{name} is not available for {spec.task} in this version; set {name}: false. "
+                                        "penstock predict answers from the trained model.", name))  # fmt: skip
+        if spec.data.split.by not in ("random", "position"):
+            errors.append(SpecError(f"data.split.by {spec.data.split.by} does not fit {spec.task}; allowed: random "
+                                    "(by document), position.", "data.split.by"))  # fmt: skip
     return errors
 
 

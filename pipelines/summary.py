@@ -38,8 +38,11 @@ def metrics_table(result: Mapping[str, Any]) -> Any:
             result["compressed"]["metrics"]["test"],
         )
     if result["baseline"]:
-        rows["linear baseline"] = (None, result["baseline"]["metrics"]["test"])
-    names = [name for name in ("accuracy", "f1", "precision", "recall") if name in rows["model"][1]]
+        rows[f"{result['baseline']['kind']} baseline"] = (None, result["baseline"]["metrics"]["test"])
+    shown = ("accuracy", "f1", "precision", "recall")
+    if "perplexity" in rows["model"][1]:
+        shown = ("loss", "perplexity", "bits_per_byte", "accuracy")
+    names = [name for name in shown if name in rows["model"][1]]
     table = Table(title=f"{result['run_id']}: {'test' if tested else 'validation'} metrics", title_justify="left")
     for column in ["", *names, "size"]:
         table.add_column(column, justify="left" if not column else "right")

@@ -48,7 +48,8 @@ class DataConfig(FeatureConfig):
     """Where the data comes from and how it is cleaned and split."""
 
     source: str
-    """A .csv, .jsonl or .parquet file, an image folder by class, a glob of them, s3://..., or builtin://digits."""
+    """A .csv, .jsonl, .parquet or .txt file, an image folder by class, a glob of them, s3://..., builtin://digits or
+    builtin://python-stdlib."""
     columns: ColumnsConfig = ColumnsConfig()
     split: SplitConfig = SplitConfig()
     clean: tuple[Literal["drop-missing", "deduplicate"], ...] = ("drop-missing", "deduplicate")

@@ -8,19 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.artifacts import Artifact, Ref, open_artifact, write_artifact
-from components.artifacts.dataset import Split, open_split
+from components.artifacts.dataset import Split, open_split, open_tokens
 from components.config import Config
 from components.context import Context
 from components.errors import StageError
+from components.evaluate import language
 from components.evaluate.answers import answer_raw_rows, answer_rows, to_answers, write_predictions
 from components.evaluate.config import EvaluateConfig
 from components.evaluate.gate import CHAMPION, COMPRESSED, METRIC, Comparison, judge
 from components.evaluate.metrics import Answers, measure
+from components.tasks import get_task
 
 if TYPE_CHECKING:
     from components.tasks.base import Task
 
-FLAT_METRICS = ("accuracy", "precision", "recall", "f1", "loss")
+FLAT_METRICS = ("accuracy", "precision", "recall", "f1", "loss", "perplexity", "bits_per_byte")
 
 
 class AcceptRule(Config):
@@ -55,8 +57,6 @@ class Given:
 
     @classmethod
     def open(cls, config: StageConfig, inputs: Mapping[str, Ref]) -> Given:
-        from components.tasks import get_task
-
         task, dataset = get_task(config.task), open_artifact(inputs["dataset"], kind="dataset")
         if task.deciding_metric != METRIC:
             raise StageError(f"The gate tests {METRIC}, but {config.task} decides by {task.deciding_metric}.")
@@ -95,6 +95,8 @@ def run(config: StageConfig, inputs: Mapping[str, Ref], output: str, context: Co
 
     With a test share of 0 there are null metrics and no gate, so nothing passes: an untested model is not released.
     """
+    if get_task(config.task).packed:
+        return run_language(config, inputs, output, context)
     given = Given.open(config, inputs)
     test = open_split(given.dataset.path, "test")
     answers = answer_all(given, test, config, context) if len(test) else {}
@@ -115,6 +117,38 @@ def run(config: StageConfig, inputs: Mapping[str, Ref], output: str, context: Co
         draft.metadata.update(
             {"gate": gate, "passed": passed, "metrics": flat, "baseline": baseline_kind(given, answers)}
         )
+    assert draft.artifact is not None
+    return draft.artifact
+
+
+def run_language(config: StageConfig, inputs: Mapping[str, Ref], output: str, context: Context) -> Artifact:
+    """The same for a language model, on windows of the test tokens."""
+    from components.models.predictor import load_predictor
+
+    dataset, model = open_artifact(inputs["dataset"], kind="dataset"), open_artifact(inputs["model"], kind="model")
+    tokens, schema = open_tokens(dataset.path, "test"), dataset.read_json("schema.json")
+    results: dict[str, Any] = {"trained": {"test": None}}
+    kind, predictor = None, load_predictor(model.path)
+    seq_len = predictor.values["inputs"]["max_length"]
+    if len(tokens) > seq_len:
+        bytes_per_token = schema["bytes"]["test"] / len(tokens)
+        scores = {"trained": language.score_windows(predictor, tokens, seq_len, context)}
+        if config.evaluate.baseline:
+            scores["baseline"], order = language.score_ngrams(dataset, tokens, seq_len)
+            kind = f"{language.KIND} of order {order}"
+        for name, each in scores.items():
+            measured = language.measure_windows(each, bytes_per_token, config.evaluate.confidence)
+            results[name] = {"test": measured}
+            flat = flat_values(measured) or {}
+            context.track("metrics", step=0, metrics={f"test/{name}/{k}": v for k, v in flat.items()})
+            context.event("note", metrics=flat, model=name, text=language.describe(name, measured))
+    else:
+        context.warn(f"The test split has {len(tokens)} tokens, less than a window of {seq_len}: no test metrics.")
+    with write_artifact(output, "evaluation", inputs, context) as draft:
+        draft.write_json("metrics.json", results)
+        draft.write_json("gate.json", None)
+        by_model = {name: flat_values(result["test"]) for name, result in results.items()}
+        draft.metadata.update({"gate": None, "passed": False, "metrics": by_model, "baseline": kind})
     assert draft.artifact is not None
     return draft.artifact
 

@@ -10,11 +10,15 @@ import urllib.request
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from components.artifacts import Ref
 from components.errors import RequestError, SpecError, StageError, UnavailableError
 from components.serve.keys import VARIABLE
+from components.tasks import get_task
+
+if TYPE_CHECKING:
+    from components.models.sampling import Sampling
 
 TIMEOUT_S = 60.0
 
@@ -106,9 +110,16 @@ def _multipart(path: Path) -> tuple[bytes, str]:
 
 
 def predict_local(
-    model: Path | str | Ref, inputs: Sequence[Any] = (), files: Sequence[Path] = (), version: str = "local"
+    model: Path | str | Ref,
+    inputs: Sequence[Any] = (),
+    files: Sequence[Path] = (),
+    version: str = "local",
+    sampling: Sampling | None = None,
 ) -> dict[str, Any]:
     """Predicts with a model's folder (or S3 URI) in this process; takes and gives what `predict` does.
+
+    Args:
+        sampling: How a language model continues the inputs; None is its default.
 
     Raises:
         ArtifactError: If the model was altered, or is not the one that a Ref names.
@@ -127,11 +138,17 @@ def predict_local(
             raise RequestError(f"{path} cannot be read ({error.strerror}).") from error
     if not raw:
         raise SpecError("There is nothing to predict; give --input or a file.")
-    predictions = [
-        item
-        for rows in raw
-        for item in preprocessing.predictions(predictor.logits(preprocessing.collate(preprocessing.encode(rows))))
-    ]
+    if get_task(predictor.task).packed:
+        from components.models.sampling import Sampling, continue_text
+
+        chosen = sampling or Sampling()
+        predictions = [{"text": continue_text(predictor, text, chosen)} for rows in raw for text in rows["text"]]
+    else:
+        predictions = [
+            item
+            for rows in raw
+            for item in preprocessing.predictions(predictor.logits(preprocessing.collate(preprocessing.encode(rows))))
+        ]
     return {
         "predictions": predictions,
         "model": {"name": artifact.path.name, "version": version, "digest": artifact.digest},

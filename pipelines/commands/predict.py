@@ -9,13 +9,20 @@ from typing import Any
 
 from pipelines.model_source import predict_with
 
+SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
+"""Options of a language model, by their names in `Sampling`."""
+
 
 def command(options: argparse.Namespace) -> int:
+    sampling = {name: getattr(options, name) for name in SAMPLING if getattr(options, name) is not None}
     answer = predict_with(
-        options.target, [parse_input(text) for text in options.input], [Path(f) for f in options.files]
+        options.target, [parse_input(text) for text in options.input], [Path(f) for f in options.files], sampling
     )
     if options.json:
         print(json.dumps(answer))
+        return 0
+    if answer["predictions"] and "text" in answer["predictions"][0]:
+        print("\n---\n".join(prediction["text"] for prediction in answer["predictions"]))
         return 0
     names = [text[:60] for text in options.input] + list(options.files)
     for name, prediction in zip(names, answer["predictions"], strict=True):
