@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from components.models.folder import named_weights
-from components.train.engine import EngineSettings
+from components.train.engine import EngineSettings, Update
 from components.train.optimizer import make_optimizer
 
 TAG = "deepspeed"
@@ -62,10 +63,22 @@ class DeepSpeedEngine:
     def backward(self, loss: torch.Tensor) -> None:
         self.engine.backward(loss)
 
-    def step(self, learning_rate: float) -> None:
+    def step(self, learning_rate: float) -> Update:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
+        last = self.engine.is_gradient_accumulation_boundary()
+        # ZeRO looks at the gradient itself. Without it all ranks have the whole one here, and so agree.
+        spoilt = last and self.stage == 0 and not self._gradient_is_finite()
+        if spoilt:
+            self.module.zero_grad(set_to_none=True)
         self.engine.step()
+        if not last:
+            return Update.WAITING
+        return Update.SKIPPED if spoilt or not self.engine.was_step_applied() else Update.TAKEN
+
+    def _gradient_is_finite(self) -> bool:
+        gradients = [value.grad for value in self.module.parameters() if value.grad is not None]
+        return math.isfinite(float(nn.utils.get_total_norm(gradients)))
 
     def weights(self) -> dict[str, torch.Tensor] | None:
         from deepspeed.runtime.zero.partition_parameters import GatheredParameters

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -17,6 +18,16 @@ from components.train.device import Placement, Precision
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+
+class Update(Enum):
+    """What became of a step."""
+
+    WAITING = "waiting"
+    """More micro batches are to come."""
+    TAKEN = "taken"
+    SKIPPED = "skipped"
+    """The gradient was not finite; the weights are as they were."""
 
 
 class Engine(Protocol):
@@ -30,8 +41,8 @@ class Engine(Protocol):
     def backward(self, loss: torch.Tensor) -> None:
         """Adds the gradient of a micro batch's mean loss."""
 
-    def step(self, learning_rate: float) -> None:
-        """Called after each micro batch; after the last of a step it clips and updates."""
+    def step(self, learning_rate: float) -> Update:
+        """Called after each micro batch; after the last of a step it clips and updates, if the gradient is finite."""
 
     def weights(self) -> dict[str, torch.Tensor] | None:
         """The whole state dict on the CPU in float32 for rank 0, None for the others."""

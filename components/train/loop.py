@@ -17,6 +17,7 @@ from components.artifacts.local_store import sync_path
 from components.errors import StageError
 from components.models.folder import save_weights
 from components.train.augment import augment_images
+from components.train.engine import Update
 from components.train.evaluation import evaluate
 from components.train.feed import Inputs
 from components.train.job import TrainJob, TrainResult, Worker
@@ -24,7 +25,7 @@ from components.train.optimizer import weight_penalty
 from components.train.order import micro_batch
 from components.train.result import read_result, write_result
 from components.train.schedule import rate_factor
-from components.train.session import Session, open_session, save
+from components.train.session import Session, open_session, roll_back, save, warn
 
 if TYPE_CHECKING:
     import torch
@@ -53,10 +54,17 @@ def train(job: TrainJob, worker: Worker) -> TrainResult:
     try:
         tell_last_round(session)
         while not done(session):
-            run_round(session)
+            try:
+                run_round(session)
+            except RolledBack:
+                continue
         return finish(session)
     finally:
         session.engine.close()
+
+
+class RolledBack(Exception):
+    """The session went back to a checkpoint: its round begins anew."""
 
 
 def tell_last_round(session: Session) -> None:
@@ -100,30 +108,68 @@ def train_round(session: Session) -> float:
     begin, end = session.rounds.bounds(session.progress.epoch)
     session.engine.module.train()
     while session.progress.step < end:
-        loss = train_step(session)
-        session.loss_sum = session.loss_sum + loss
+        if session.progress.step in session.progress.skipped:
+            session.progress.step += 1
+            continue
+        loss, update = train_step(session)
         session.progress.step += 1
-        tell_progress(session, loss / session.shape.accumulation)
+        if update is Update.TAKEN:
+            session.loss_sum = session.loss_sum + loss
+            tell_progress(session, loss / session.shape.accumulation)
+        else:
+            leave_out_step(session)
         if every and session.progress.step % every == 0 and session.progress.step < end:
             save(session)
-    mean = mean_loss(session, end - begin)
+    mean = mean_loss(session, end - begin - left_out(session, begin, end))
     session.loss_sum = 0.0
     return mean
 
 
-def train_step(session: Session) -> torch.Tensor:
-    """One optimizer step; gives the sum of this worker's losses over its micro batches."""
+def train_step(session: Session) -> tuple[torch.Tensor, Update]:
+    """One optimizer step; gives the sum of this worker's losses over its micro batches, and what became of the step."""
     step, shape = session.progress.step, session.shape
     rate = session.job.train.learning_rate * factor_at(session, step)
-    order, total = session.order(shape.epoch_of(step)), None
+    order, total, update = session.order(shape.epoch_of(step)), None, Update.WAITING
     for part in range(shape.accumulation):
         inputs, labels = session.training.batch(micro_batch(order, step, part, session.group.rank, shape))
         loss = batch_loss(session, inputs, labels)
         session.engine.backward(loss)
-        session.engine.step(rate)
+        update = session.engine.step(rate)
         total = loss.detach() if total is None else total + loss.detach()
     assert total is not None
-    return total
+    return total, update
+
+
+def leave_out_step(session: Session) -> None:
+    """Notes a step without a finite gradient, which changed nothing.
+
+    After too many in a row the weights themselves are doubtful: training goes back to the newest checkpoint, from which
+    it comes here again and passes those steps by.
+
+    Raises:
+        RolledBack: If it went back.
+        StageError: If it cannot go back, or one more step fails after it did.
+    """
+    progress, limit = session.progress, session.job.train.max_skipped_steps
+    step = progress.step - 1
+    many = len(progress.skipped) >= limit and set(range(step - limit, step)) <= set(progress.skipped)
+    progress.skipped.append(step)
+    rows = micro_batch(session.order(session.shape.epoch_of(step)), step, 0, session.group.rank, session.shape)
+    where = f"step {step + 1} (rows {', '.join(map(str, rows[:4]))}, ... of worker {session.group.rank})"
+    if session.group.rank == 0:
+        warn(session.worker, f"The gradient was not finite at {where}: the step is left out.")
+    if not many:
+        return
+    if progress.rollbacks or not roll_back(session):
+        raise diverged(session, f"the gradient was not finite {limit + 1} times in a row, last at {where}")
+    if session.group.rank == 0:
+        warn(session.worker, f"After {limit + 1} such steps in a row training goes back to {session.progress.step}.")
+    raise RolledBack
+
+
+def left_out(session: Session, begin: int, end: int) -> int:
+    """Steps of a round that were skipped."""
+    return sum(begin <= step < end for step in session.progress.skipped)
 
 
 def batch_loss(session: Session, inputs: Inputs, labels: torch.Tensor) -> torch.Tensor:
@@ -151,8 +197,11 @@ def tell_progress(session: Session, loss: torch.Tensor) -> None:
 
 
 def mean_loss(session: Session, steps: int) -> float:
-    """The mean of a round over steps, micro batches and workers."""
+    """The mean of a round over the steps that were taken, micro batches and workers."""
     import torch
+
+    if not steps:
+        raise diverged(session, "no step of the round had a finite gradient")
 
     tensor = torch.as_tensor(session.loss_sum, dtype=torch.float32, device=session.group.device)
     return check_finite(session, float(session.group.gather(tensor).mean()) / (steps * session.shape.accumulation))
@@ -166,10 +215,13 @@ def check_finite(session: Session, loss: float) -> float:
     """
     if math.isfinite(loss):
         return loss
-    step = session.progress.step
-    raise StageError(
-        f"Training diverged: the loss is {loss} at step {step} (epoch {session.shape.epoch_of(step - 1) + 1}); lower "
-        f"train.learning_rate ({session.job.train.learning_rate:g}) or train.gradient_clipping.",
+    raise diverged(session, f"the loss is {loss} at step {session.progress.step}")
+
+
+def diverged(session: Session, what: str) -> StageError:
+    return StageError(
+        f"Training diverged: {what}; lower train.learning_rate ({session.job.train.learning_rate:g}) or "
+        "train.gradient_clipping.",
         field="train.learning_rate",
     )
 
@@ -222,6 +274,8 @@ def finish(session: Session) -> TrainResult:
     facts = {
         **session.facts,
         "steps": progress.step,
+        "skipped_steps": len(progress.skipped),
+        "rollbacks": progress.rollbacks,
         "seconds": round(meter.seconds, 3),
         **{name: round(value, 1) for name, value in meter.pace(progress.step).items() if name.endswith("_per_s")},
     }

@@ -50,6 +50,8 @@ class Progress:
         improved_epoch: Last one in which the deciding metric improved; `early_stop` counts from it.
         history: One dict a round.
         precision: What `choose_precision` found, once and for all.
+        skipped: Steps whose gradient was not finite; they are left out.
+        rollbacks: How often training went back to a checkpoint because of them.
     """
 
     step: int = 0
@@ -59,6 +61,8 @@ class Progress:
     best_metrics: dict[str, float] = field(default_factory=dict)
     history: list[dict[str, float]] = field(default_factory=list)
     precision: dict[str, Any] = field(default_factory=dict)
+    skipped: list[int] = field(default_factory=list)
+    rollbacks: int = 0
 
 
 @dataclass
@@ -227,6 +231,19 @@ def restore(session: Session, folder: Path) -> None:
         session.best_weights().parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / BEST_NAME, session.best_weights())
     session.group.barrier()
+
+
+def roll_back(session: Session) -> bool:
+    """Goes back to the newest checkpoint, remembering which steps to leave out; False if there is none."""
+    skipped, rollbacks = session.progress.skipped, session.progress.rollbacks
+    found = agree_on_checkpoint(session.checkpoints, session.group, session.worker)
+    if found is None:
+        return False
+    session.progress = Progress(**found["state"])
+    session.progress.skipped = sorted({*session.progress.skipped, *skipped})
+    session.progress.rollbacks = rollbacks + 1
+    restore(session, Path(found["folder"]))
+    return True
 
 
 def save(session: Session) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from components.models.folder import named_weights
-from components.train.engine import EngineSettings
+from components.train.engine import EngineSettings, Update
 from components.train.optimizer import make_optimizer
 
 STATE_NAME = "state.pt"
@@ -34,17 +35,19 @@ class TorchEngine:
     def backward(self, loss: torch.Tensor) -> None:
         (loss / self.accumulation).backward()
 
-    def step(self, learning_rate: float) -> None:
+    def step(self, learning_rate: float) -> Update:
         self.parts += 1
         if self.parts < self.accumulation:
-            return
+            return Update.WAITING
         self.parts = 0
-        if self.clip_norm:
-            nn.utils.clip_grad_norm_(self.module.parameters(), self.clip_norm)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.optimizer.step()
+        norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.clip_norm or math.inf)
+        finite = math.isfinite(float(norm))
+        if finite:
+            for group in self.optimizer.param_groups:
+                group["lr"] = learning_rate
+            self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        return Update.TAKEN if finite else Update.SKIPPED
 
     def weights(self) -> dict[str, torch.Tensor] | None:
         return {name: tensor.cpu().clone() for name, tensor in named_weights(self.module).items()}

@@ -41,9 +41,12 @@ def test_all_errors_are_told_at_once_with_their_lines(tmp_path):
     ("change", "says"),
     [
         ({"model.architecture": "bert"}, "does not fit image-classification"),
-        ({"model.architecture": "llama"}, "not available in this version"),
+        ({"model.architecture": "t5"}, "not available in this version"),
         ({"model.architecture": "foo"}, "allowed: mlp, cnn"),
         ({"task": "poetry"}, "no task of this version"),
+        ({"task": "text-generation", "model.architecture": "gpt"}, "compress is not available for text-generation"),
+        ({"train.seq_len": 64}, "train.seq_len is for language models"),
+        ({"data.text.tokenizer": "byte"}, "byte is for language models"),
         ({"train.global_batch_size": 10, "train.workers": 4}, "does not divide"),
         ({"train.zero.stage": 3, "train.regularize.l2": 0.1}, "use weight_decay"),
         ({"compress.candidates": "[distil]"}, "not available in this version"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from components.models.build import build_model
 from components.tasks import get_task
 from components.train.feed import Feed
 from components.train.loop import train
-from tests.components.train.jobs import FakeWorker, Stopped, make_job, train_and_die, train_pair
+from tests.components.train.jobs import FakeWorker, Stopped, make_job, train_and_die
 
 ENGINES = pytest.mark.parametrize("stage", [0, 2])
 
@@ -99,15 +101,52 @@ def test_killed_between_two_checkpoints_of_an_epoch_ends_bit_for_bit_the_same(di
     assert same(resumed, undisturbed)
 
 
-def test_two_workers_killed_end_bit_for_bit_the_same(digits, tmp_path):
-    model = {"architecture": "cnn", "channels": [4]}  # its running statistics must agree between workers
-    values = {"workers": 2, "zero": {"stage": 2}, "epochs": 3}
-    whole, killed = (make_job(digits, tmp_path / name, model, **values) for name in ("whole", "killed"))
-    assert train_pair(whole, tmp_path / "meet0") == [0, 0]
-    assert any(train_pair(killed, tmp_path / "meet1", stop_at=2))
-    assert train_pair(killed, tmp_path / "meet2") == [0, 0]
-    assert [(killed.work_folder / f"resumed.{rank}").read_text() for rank in (0, 1)] == ["16", "16"]
-    assert same(train(killed, FakeWorker()), train(whole, FakeWorker()))
+def spoil(monkeypatch, *steps):
+    """Makes the loss of some steps (counted by calls) not a number."""
+    from components.train import loop
+
+    calls, whole = iter(range(10_000)), loop.batch_loss
+    monkeypatch.setattr(
+        loop, "batch_loss", lambda *given: whole(*given) * (float("nan") if next(calls) in steps else 1.0)
+    )
+
+
+@ENGINES
+def test_a_step_without_a_finite_gradient_changes_nothing_and_is_told(stage, digits, tmp_path, monkeypatch):
+    from components.train import loop
+
+    spoil(monkeypatch, 9, 10)
+    seen, whole = [], loop.train_step
+
+    def watched(session):
+        before = [value.detach().clone() for value in session.engine.module.parameters()]
+        result = whole(session)
+        seen.append(all(map(torch.equal, before, session.engine.module.parameters())))
+        return result
+
+    monkeypatch.setattr(loop, "train_step", watched)
+    worker = FakeWorker()
+    result = train(make_job(digits, tmp_path, epochs=2, zero={"stage": stage}), worker)
+    assert [step for step, unchanged in enumerate(seen) if unchanged] == [9, 10]
+    assert result.facts["skipped_steps"] == 2
+    assert "step 10 " in worker.warnings[0] and "step 11 " in worker.warnings[1]
+    assert all(math.isfinite(entry["train_loss"]) for entry in result.history)
+
+
+def test_after_too_many_in_a_row_a_checkpoint_is_taken_back(digits, tmp_path, monkeypatch):
+    spoil(monkeypatch, 10, 11, 12)
+    worker = FakeWorker()
+    result = train(make_job(digits, tmp_path, max_skipped_steps=2), worker)
+    assert (result.facts["skipped_steps"], result.facts["rollbacks"]) == (3, 1)
+    assert "goes back to 8" in worker.warnings[-1]
+    assert [entry["step"] for entry in result.history] == [8, 16, 24, 32]
+
+
+@pytest.mark.parametrize("first", [2, 10], ids=["before the first checkpoint", "again after it"])
+def test_when_going_back_does_not_help_training_ends(first, digits, tmp_path, monkeypatch):
+    spoil(monkeypatch, *range(first, 100))
+    with pytest.raises(StageError, match="3 times in a row"):
+        train(make_job(digits, tmp_path, max_skipped_steps=2), FakeWorker())
 
 
 def test_a_sweep_stops_a_trial_from_its_report_and_the_next_one_trains(digits, tmp_path):
@@ -135,7 +174,7 @@ def test_early_stop_counts_epochs_without_improvement(digits, tmp_path):
 
 def test_a_loss_that_is_no_number_is_one_clear_error(digits, tmp_path):
     job = make_job(digits, tmp_path, learning_rate=1e30, gradient_clipping=0, optimizer={"name": "sgd"})
-    with pytest.raises(StageError, match=r"Training diverged: the loss is (nan|inf)") as caught:
+    with pytest.raises(StageError, match=r"Training diverged: .* (not finite|the loss is)") as caught:
         train(job, FakeWorker())
     assert caught.value.field == "train.learning_rate"
 
