@@ -9,6 +9,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +30,14 @@ class TimedRun:
 
 
 def run_once(arguments: list[str]) -> TimedRun:
-    """Runs `penstock run ... --json` with nothing running and nothing cached before.
+    """As `kept_run`, for a benchmark that needs nothing but the result."""
+    with kept_run(arguments) as run:
+        return run
+
+
+@contextmanager
+def kept_run(arguments: list[str]) -> Iterator[TimedRun]:
+    """Runs `penstock run ... --json` with nothing running and nothing cached before; its artifacts go with the block.
 
     Raises:
         SystemExit: If it does not end with 0; prints what it said.
@@ -44,7 +53,7 @@ def run_once(arguments: list[str]) -> TimedRun:
         seconds = time.monotonic() - started
         if done.returncode != 0:
             sys.exit(f"penstock run {' '.join(arguments)} ended with {done.returncode}: {done.stdout}{done.stderr}")
-        return TimedRun(json.loads(done.stdout), seconds)
+        yield TimedRun(json.loads(done.stdout), seconds)
     finally:
         subprocess.run([*penstock, "stop"], env=environment, capture_output=True, check=False)
         shutil.rmtree(home, ignore_errors=True)

@@ -100,7 +100,7 @@ class TrainConfig(Config):
     schedule: ScheduleConfig = ScheduleConfig()
     regularize: RegularizeConfig = RegularizeConfig()
     max_skipped_steps: int = Field(5, ge=0)
-    """Steps in a row without a finite gradient that are left out; after one more, training goes back to a checkpoint."""
+    """Steps in a row without a finite gradient that are left out; after one more, a checkpoint is taken back."""
     gradient_clipping: float = Field(1.0, ge=0)
     """Largest norm of the gradient; 0 does not clip."""
     early_stop: EarlyStopConfig | None = None
