@@ -1,0 +1,57 @@
+"""The peak memory of a training as the system saw it, to stand beside the prediction.
+
+watch = MemoryWatch.start("cpu")
+...
+watch.peak_bytes()
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from pathlib import Path
+
+OWN_STATUS = Path("/proc/self/status")
+RESET_PEAK = "5"
+"""Written to clear_refs it sets the high-water mark to what is used now (proc(5))."""
+
+
+@dataclass(frozen=True)
+class MemoryWatch:
+    """Measures from its start on.
+
+    Attributes:
+        device: Name for torch; on a GPU its allocator is asked, on a CPU the kernel.
+        baseline_bytes: Resident memory at the start.
+    """
+
+    device: str
+    baseline_bytes: int
+
+    @classmethod
+    def start(cls, device: str) -> MemoryWatch:
+        if device.startswith("cuda"):
+            import torch
+
+            torch.cuda.reset_peak_memory_stats(device)
+            return cls(device, 0)
+        with contextlib.suppress(OSError):
+            Path("/proc/self/clear_refs").write_text(RESET_PEAK)
+        return cls(device, status_bytes("VmRSS"))
+
+    def peak_bytes(self) -> int:
+        """Most bytes at once since the start, beyond what was there."""
+        if self.device.startswith("cuda"):
+            import torch
+
+            return torch.cuda.max_memory_allocated(self.device)
+        return max(0, status_bytes("VmHWM") - self.baseline_bytes)
+
+
+def status_bytes(name: str) -> int:
+    """A size in /proc/self/status; 0 where there is no such file."""
+    with contextlib.suppress(OSError):
+        for line in OWN_STATUS.read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) * 1024
+    return 0
