@@ -14,7 +14,7 @@ from typing import Any, Literal
 from components.errors import SpecError
 from components.train.plan.machine import gpu_here, memory_here
 from components.train.plan.memory import Setting
-from components.train.plan.search import Demand, Machine, Option, Planner, gib, name_way, spec_changes
+from components.train.plan.search import Demand, Machine, Option, Planner, gib, name_way, spec_changes, validation_batch
 from components.train.plan.speed import DEFAULT_MFU, RECOMPUTATION, find_gpu
 from components.train.plan.states import Sharding
 from pipelines.plan_inputs import Assumptions, count_samples, make_workload, worker_count
@@ -148,6 +148,7 @@ def written_setting(spec: Spec, planner: Planner) -> Setting:
         accumulation=demand.samples_per_worker // micro,
         checkpointing=bool(getattr(spec.train, "activation_checkpointing", False)),
         device=planner.machine.device,
+        validation_batch=validation_batch(demand.workload),
     )
 
 

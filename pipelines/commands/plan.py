@@ -27,9 +27,18 @@ UNITS = {
     "GI": 1 << 30,
     "TI": 1 << 40,
 }
-COLUMNS = ("weights", "gradients", "optimizer", "activations", "buffers", "other", "total")
+COLUMNS = {
+    "weights": "weights",
+    "gradients": "grads",
+    "optimizer": "optim",
+    "activations": "activ",
+    "buffers": "buffers",
+    "other": "other",
+    "total": "total",
+}
+"""Sizes of an option, and what they are called above the table."""
 AWAY = ("host", "nvme")
-LEAST_WIDTH = 140
+LEAST_WIDTH = 144
 
 
 def command(options: argparse.Namespace) -> int:
@@ -123,7 +132,7 @@ def options_table(plan: Mapping[str, Any]) -> Any:
     rows = [*((option["name"], option) for option in plan["options"]), ("as written", plan["as_written"])]
     columns = [*COLUMNS, *(name for name in AWAY if any(option["bytes"][name] for _, option in rows))]
     table = Table(title="GiB a worker", title_justify="left", box=None)
-    for column in ("way to train", "batch", *columns, "fits"):
+    for column in ("way to train", "batch", *(COLUMNS.get(name, name) for name in columns), "fits"):
         table.add_column(column, justify="left" if column == "way to train" else "right", no_wrap=True)
     for label, option in rows:
         chosen = plan["chosen"] is not None and label == plan["chosen"]["name"]

@@ -1,6 +1,6 @@
 """The peak memory of a training as the system saw it, to stand beside the prediction.
 
-watch = MemoryWatch.start("cpu")
+watch = MemoryWatch.start()
 ...
 watch.peak_bytes()
 """
@@ -12,39 +12,37 @@ from dataclasses import dataclass
 from pathlib import Path
 
 OWN_STATUS = Path("/proc/self/status")
+CLEAR_REFS = Path("/proc/self/clear_refs")
 RESET_PEAK = "5"
 """Written to clear_refs it sets the high-water mark to what is used now (proc(5))."""
 
 
 @dataclass(frozen=True)
 class MemoryWatch:
-    """Measures from its start on.
+    """Measures from its start on: on a GPU what torch's allocator gave out, on a CPU what the process held.
 
     Attributes:
-        device: Name for torch; on a GPU its allocator is asked, on a CPU the kernel.
         baseline_bytes: Resident memory at the start.
     """
 
-    device: str
     baseline_bytes: int
 
     @classmethod
-    def start(cls, device: str) -> MemoryWatch:
-        if device.startswith("cuda"):
-            import torch
+    def start(cls) -> MemoryWatch:
+        import torch
 
-            torch.cuda.reset_peak_memory_stats(device)
-            return cls(device, 0)
+        if torch.cuda.is_initialized():
+            torch.cuda.reset_peak_memory_stats()
         with contextlib.suppress(OSError):
-            Path("/proc/self/clear_refs").write_text(RESET_PEAK)
-        return cls(device, status_bytes("VmRSS"))
+            CLEAR_REFS.write_text(RESET_PEAK)
+        return cls(status_bytes("VmRSS"))
 
     def peak_bytes(self) -> int:
         """Most bytes at once since the start, beyond what was there."""
-        if self.device.startswith("cuda"):
-            import torch
+        import torch
 
-            return torch.cuda.max_memory_allocated(self.device)
+        if torch.cuda.is_initialized():
+            return torch.cuda.max_memory_allocated()
         return max(0, status_bytes("VmHWM") - self.baseline_bytes)
 
 

@@ -49,6 +49,8 @@ class Setting:
         accumulation: Micro batches per optimizer step.
         checkpointing: Whether activations inside the blocks are computed twice instead of kept.
         device: What the workers run on.
+        validation_batch: Samples of a validation batch; 0 leaves it out.
+        data_bytes: Of samples that are kept in memory.
     """
 
     optimizer: str
@@ -58,6 +60,8 @@ class Setting:
     accumulation: int = 1
     checkpointing: bool = False
     device: Literal["cpu", "cuda"] = "cuda"
+    validation_batch: int = 0
+    data_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -66,9 +70,9 @@ class MemoryPrediction:
 
     Attributes:
         states: Weights, gradients and optimizer state.
-        activations: What forward and backward pass need beyond the states at the peak.
+        activations: What training, validation or copying the best weights needs beyond the states at the peak.
         buffers: Communication buckets and gathered weights.
-        overhead: Fragmentation, and what kernels load; measured as the training's memory.
+        overhead: Fragmentation, what kernels load, and samples kept in memory.
         process: What the process takes before it trains; not part of what a training measures.
     """
 
@@ -89,34 +93,46 @@ class MemoryPrediction:
         return self.training_bytes + self.process
 
 
-def predict_memory(sizes: NetworkSizes, step: StepMemory, setting: Setting) -> MemoryPrediction:
+def predict_memory(sizes: NetworkSizes, step: StepMemory, validation: StepMemory, setting: Setting) -> MemoryPrediction:
     """The peak of one worker.
 
     Args:
         sizes: The network's parameters.
-        step: Rehearsals of a step as the setting runs it.
+        step: Rehearsals of a training step as the setting runs it.
+        validation: The same without a backward pass.
         setting: How it runs.
     """
-    sharding = setting.sharding
-    states = state_bytes(sizes.parameters, setting.optimizer, sharding, whole=sizes.small)
-    # Gradients appear while activations go. With accumulation those of the micro batch before are there from the start.
-    grow = sharding.stage < 2 and setting.accumulation == 1
-    peak = step.peak(setting.micro_batch_size, 1.0 if grow else 0.0)
-    activations = max(0, peak - states.gradients) if grow else peak
-    on_cpu = setting.device == "cpu"
+    states = state_bytes(sizes.parameters, setting.optimizer, setting.sharding, whole=sizes.small)
+    training = training_peak(states, step, setting)
+    validating = validation.peak(setting.validation_batch, 0.0) if setting.validation_batch else 0
+    # The best weights are copied to the machine's memory, and once more on their way to the file.
+    copying = 2 * FP32_BYTES * sizes.parameters if setting.device == "cpu" and setting.validation_batch else 0
+    moving = max(training, validating, copying)
     buffers = buffer_bytes(sizes, setting)
-    if sharding.stage < 2:
+    if setting.sharding.stage < 2:
         # Gradients are reduced after the backward pass, when the activations are gone.
-        buffers = max(0, buffers - activations)
-    moving = activations + states.gradients
-    overhead = int(moving * (CPU_FRAGMENTATION if on_cpu else GPU_FRAGMENTATION))
+        buffers = max(0, buffers - (moving - states.gradients))
+    on_cpu = setting.device == "cpu"
     return MemoryPrediction(
         states=states,
-        activations=activations,
+        activations=max(0, moving - states.gradients),
         buffers=buffers,
-        overhead=overhead + (CPU_RUNTIME_BYTES if on_cpu else 0),
+        overhead=int(moving * (CPU_FRAGMENTATION if on_cpu else GPU_FRAGMENTATION))
+        + (CPU_RUNTIME_BYTES if on_cpu else 0)
+        + setting.data_bytes,
         process=CPU_PROCESS_BYTES if on_cpu else GPU_PROCESS_BYTES,
     )
+
+
+def training_peak(states: StateBytes, step: StepMemory, setting: Setting) -> int:
+    """Gradients and activations at once.
+
+    Without sharded gradients these appear while the activations go; with accumulation those of the micro batch before
+    are there from the start.
+    """
+    if setting.sharding.stage < 2 and setting.accumulation == 1:
+        return max(states.gradients, step.peak(setting.micro_batch_size, 1.0))
+    return states.gradients + step.peak(setting.micro_batch_size, 0.0)
 
 
 def buffer_bytes(sizes: NetworkSizes, setting: Setting) -> int:

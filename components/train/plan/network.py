@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.models.build import build_model
 from components.models.config import ModelConfig, TransformerConfig
+from components.tasks import get_task
 
 if TYPE_CHECKING:
     from torch import nn
@@ -21,11 +22,13 @@ class Workload:
     """What is trained, as far as sizes go.
 
     Attributes:
+        task: Its name.
         model: The `model` section of the spec.
         inputs: What `Preprocessing.model_inputs` would give.
         num_classes: Width of the logits; a decoder's is the vocabulary.
     """
 
+    task: str
     model: ModelConfig
     inputs: Mapping[str, int]
     num_classes: int
@@ -50,7 +53,8 @@ class Workload:
 
     @property
     def is_decoder(self) -> bool:
-        return self.model.architecture in ("gpt", "llama")
+        """Whether a sample is a window of tokens, each of which has logits and a label."""
+        return get_task(self.task).packed
 
     def with_layers(self, layers: int) -> Workload:
         return replace(self, model=self.model.model_copy(update={"num_hidden_layers": layers}))
@@ -105,7 +109,15 @@ def build_empty(workload: Workload) -> nn.Module:
     from transformers.initialization import no_init_weights
 
     with no_init_weights():
-        return build_model(workload.model, workload.inputs, workload.num_classes, pretrained_shape(workload.model))
+        module = build_model(workload.model, workload.inputs, workload.num_classes, pretrained_shape(workload.model))
+    if (network := inner_network(module)) is not None:
+        network.tie_weights()  # a part of the initialisation that was left out
+    return module
+
+
+def inner_network(module: nn.Module) -> Any:
+    """The network from `transformers` inside one of ours, if there is one."""
+    return getattr(module, "decoder", None) or getattr(module, "encoder", None)
 
 
 def pretrained_shape(config: ModelConfig) -> dict[str, Any] | None:

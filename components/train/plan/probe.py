@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+from components.tasks import get_task
 from components.train.config import TrainConfig
 from components.train.device import apply_placement, detect_hardware, plan_placement
 from components.train.engine import EngineSettings, make_engine
@@ -18,7 +19,6 @@ def probe_samples_per_s(workload: Workload, train: TrainConfig, micro_batch_size
     The worker trains alone and unsharded, with the threads that it would have beside the others.
     """
     import torch
-    from torch.nn import functional
 
     from components.models.build import build_model
     from components.train.plan.rehearsal import example_batch
@@ -35,11 +35,11 @@ def probe_samples_per_s(workload: Workload, train: TrainConfig, micro_batch_size
     inputs, labels = example_batch(workload, micro_batch_size)
     inputs = {name: value.to(placement.device) for name, value in inputs.items()}
     labels = labels.to(placement.device)
-    durations = []
+    task, durations = get_task(workload.task), []
     for _ in range(STEPS + 1):
         start = time.perf_counter()
         logits = engine.forward(inputs)
-        engine.backward(functional.cross_entropy(logits.flatten(0, -2), labels.flatten()))
+        engine.backward(task.loss(logits, labels, 0.0))
         engine.step(train.learning_rate)
         if placement.device != "cpu":
             torch.cuda.synchronize()

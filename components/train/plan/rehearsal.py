@@ -7,7 +7,7 @@ needs no formula by architecture. Deep networks are rehearsed with a few layers 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -17,13 +17,13 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from components.train.plan.network import Workload, build_empty
+from components.tasks import get_task
+from components.train.plan.network import Workload, build_empty, inner_network
 
-REHEARSED_LAYERS = (3, 6)
+REHEARSED_LAYERS = (2, 4)
 REHEARSED_BATCHES = (2, 4)
 
 
@@ -104,15 +104,6 @@ class Ledger(TorchDispatchMode):
         return Rehearsal(dict(self.highest))
 
 
-class FlashAttention(TorchFunctionMode):
-    """Attention as a GPU computes it, dropout inside the kernel. A CPU keeps all T x T weights for it."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is functional.scaled_dot_product_attention:
-            kwargs = {**(kwargs or {}), "dropout_p": 0.0}
-        return func(*args, **(kwargs or {}))
-
-
 @dataclass(frozen=True)
 class Step:
     """How a step is run.
@@ -145,7 +136,7 @@ def rehearse(workload: Workload, batch: int, step: Step) -> Rehearsal:
         with Ledger(iter(known)) as ledger, attention(step):
             for parameter in module.parameters():
                 parameter.register_post_accumulate_grad_hook(ledger.mark_gradient)
-            run_step(module, inputs, labels, step)
+            run_step(workload, module, inputs, labels, step)
         return ledger.rehearsal()
 
 
@@ -162,27 +153,42 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 @contextmanager
 def attention(step: Step) -> Iterator[None]:
-    if not step.gpu:
+    """Makes attention keep what it keeps on the device that is planned for.
+
+    A GPU draws dropout inside the kernel; a CPU keeps all T x T weights for it. A mode would not do: checkpointing
+    computes the blocks again from within the backward pass, where modes are off.
+    """
+    original = functional.scaled_dot_product_attention
+    if step.gpu:
+        functional.scaled_dot_product_attention = without_dropout(original)
+    try:
         yield
-        return
-    with FlashAttention():
-        yield
+    finally:
+        functional.scaled_dot_product_attention = original
 
 
-def run_step(module: nn.Module, inputs: Mapping[str, torch.Tensor], labels: torch.Tensor, step: Step) -> None:
-    """Forward, loss and backward as the engines do them."""
+def without_dropout(kernel: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    return lambda *tensors, **options: kernel(*tensors, **{**options, "dropout_p": 0.0})
+
+
+def run_step(
+    workload: Workload, module: nn.Module, inputs: Mapping[str, torch.Tensor], labels: torch.Tensor, step: Step
+) -> None:
+    """Forward, loss and backward as the loop does them, or what `evaluate` does with a batch."""
+    task = get_task(workload.task)
     with torch.set_grad_enabled(step.backward), torch.autocast("cpu", torch.bfloat16, enabled=step.bf16):
         logits = module(**inputs).float()
     if step.backward:
-        functional.cross_entropy(logits.flatten(0, -2), labels.flatten()).backward()
+        task.loss(logits, labels, 0.0).backward()
+    else:
+        task.outputs(logits, labels)
 
 
 def checkpoint_blocks(module: nn.Module) -> None:
     """Switches on activation checkpointing in the `transformers` network inside `module`."""
-    network: Any = getattr(module, "decoder", None) or getattr(module, "encoder", None)
     # States of generators and comparisons of tensors need values, which fake tensors do not have.
     options = {"use_reentrant": False, "preserve_rng_state": False, "determinism_check": "none"}
-    network.activation_checkpointing_enable(activation_checkpointing_kwargs=options)
+    inner_network(module).activation_checkpointing_enable(activation_checkpointing_kwargs=options)
 
 
 def example_batch(workload: Workload, batch: int) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
@@ -201,10 +207,15 @@ class StepMemory:
     """Bytes that a micro batch needs beside weights and optimizer state, for any number of samples.
 
     Both the bytes of a layer and those of a sample are constant, so a few small rehearsals give all others.
+
+    Args:
+        workload: What is trained.
+        step: How.
+        exact: Whether each size is rehearsed by itself, which is quicker where only one is asked for.
     """
 
-    def __init__(self, workload: Workload, step: Step) -> None:
-        self.workload, self.step = workload, step
+    def __init__(self, workload: Workload, step: Step, exact: bool = False) -> None:
+        self.workload, self.step, self.exact = workload, step, exact
         self.rehearse = cache(self._rehearse)
 
     def peak(self, batch: int, gradient_share: float) -> int:
@@ -216,6 +227,8 @@ class StepMemory:
         return max(straight_line(REHEARSED_LAYERS, halves, layers) for halves in zip(few, more, strict=True))
 
     def _with_batch(self, layers: int | None, batch: int) -> Rehearsal:
+        if self.exact:
+            return self.rehearse(layers, batch)
         few, more = (self.rehearse(layers, size).highest for size in REHEARSED_BATCHES)
         both = few.keys() & more.keys()
         return Rehearsal({size: straight_line(REHEARSED_BATCHES, (few[size], more[size]), batch) for size in both})

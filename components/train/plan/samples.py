@@ -5,21 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 HEAD_BYTES = 1 << 20
-BYTES_PER_TOKEN = 4
-"""Of English text under a trained BPE vocabulary; a byte tokenizer makes four times as many."""
 
 
-def estimate_samples(path: Path, tokens: int | None) -> int | None:
-    """Rows of a .csv, .jsonl or .parquet file, or sequences of `tokens` tokens in a text; None for all else.
+def estimate_samples(path: Path, sample_bytes: int | None) -> int | None:
+    """Rows of a .csv, .jsonl or .parquet file, or samples of `sample_bytes` bytes in a text; None for all else.
 
     Args:
         path: A local file; anything else gives None.
-        tokens: Of a sample of a language model; None where a row is a sample.
+        sample_bytes: Of a language model's sample; None where a row is a sample.
     """
     if not path.is_file():
         return None
-    if tokens is not None:
-        return path.stat().st_size // (BYTES_PER_TOKEN * tokens)
+    if sample_bytes is not None:
+        return path.stat().st_size // sample_bytes
     if path.suffix == ".parquet":
         import pyarrow.parquet
 

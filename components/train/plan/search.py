@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from components.errors import SpecError
+from components.train.evaluation import BATCH_SIZE, BATCH_TOKENS
 from components.train.plan.memory import MemoryPrediction, Setting, predict_memory
 from components.train.plan.network import NetworkSizes, Workload, count_parameters
 from components.train.plan.states import Offload, Sharding
@@ -102,11 +103,13 @@ class Way:
 
     def __str__(self) -> str:
         parts = [f"ZeRO-{self.stage}"]
+        if self.checkpointing:
+            parts.append("checkpointing")
         if self.offload_optimizer != "none":
-            parts.append(f"state on {self.offload_optimizer}")
+            parts.append(f"optimizer on {self.offload_optimizer}")
         if self.offload_parameters != "none":
             parts.append(f"weights on {self.offload_parameters}")
-        return " + ".join([*parts, "recompute"] if self.checkpointing else parts)
+        return ", ".join(parts)
 
 
 GPU_OFFLOADS = (
@@ -125,6 +128,8 @@ class Planner:
 
     demand: Demand
     machine: Machine
+    exact: bool = False
+    """Whether a single setting is asked about, so that nothing is gained by drawing lines."""
     steps: dict[Step, StepMemory] = field(default_factory=dict)
 
     @cached_property
@@ -165,13 +170,19 @@ class Planner:
         sharding = Sharding(way.stage, self.demand.workers, way.offload_optimizer, way.offload_parameters)
         accumulation = self.demand.samples_per_worker // micro_batch_size
         return Setting(
-            self.demand.optimizer, self.demand.precision, sharding, micro_batch_size, accumulation, way.checkpointing,
-            self.machine.device,
-        )  # fmt: skip
+            optimizer=self.demand.optimizer,
+            precision=self.demand.precision,
+            sharding=sharding,
+            micro_batch_size=micro_batch_size,
+            accumulation=accumulation,
+            checkpointing=way.checkpointing,
+            device=self.machine.device,
+            validation_batch=validation_batch(self.demand.workload),
+        )
 
     def judge(self, setting: Setting) -> Option:
         """Whether a setting fits the machine."""
-        memory = predict_memory(self.sizes, self.step_memory(setting), setting)
+        memory = self.predict(setting)
         lacking = memory.device_bytes - self.machine.memory_bytes
         batch = f"micro batch {setting.micro_batch_size} x {setting.accumulation}"
         if lacking > 0:
@@ -185,17 +196,28 @@ class Planner:
             )
         return Option(setting, memory, True, f"{batch}: {gib(memory.device_bytes)} of {gib(self.machine.memory_bytes)}")
 
-    def step_memory(self, setting: Setting) -> StepMemory:
-        from components.train.plan.rehearsal import Step, StepMemory
+    def predict(self, setting: Setting) -> MemoryPrediction:
+        from components.train.plan.rehearsal import Step
 
         bf16 = setting.precision == "bf16"
         gathered = bf16 and setting.sharding.stage == 3 and setting.sharding.workers > 1
         step = Step(bf16, gathered, setting.checkpointing, setting.device == "cuda")
-        return self.steps.setdefault(step, StepMemory(self.demand.workload, step))
+        forward = replace(step, checkpointing=False, backward=False)
+        return predict_memory(self.sizes, self.rehearsals(step), self.rehearsals(forward), setting)
+
+    def rehearsals(self, step: Step) -> StepMemory:
+        from components.train.plan.rehearsal import StepMemory
+
+        return self.steps.setdefault(step, StepMemory(self.demand.workload, step, self.exact))
+
+
+def validation_batch(workload: Workload) -> int:
+    """Samples of a validation batch, as `evaluate` takes them from a large split."""
+    return max(1, BATCH_TOKENS // workload.tokens) if workload.is_decoder else BATCH_SIZE
 
 
 def name_way(setting: Setting) -> str:
-    """`ZeRO-3 + state on cpu + recompute`."""
+    """`ZeRO-3, checkpointing, optimizer on cpu`."""
     sharding = setting.sharding
     return str(Way(sharding.stage, setting.checkpointing, sharding.offload_optimizer, sharding.offload_parameters))
 

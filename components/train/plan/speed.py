@@ -82,7 +82,7 @@ def count_flops(workload: Workload) -> float:
         module = build_empty(workload)
         inputs, labels = example_batch(workload, 2)
         with FlopCounterMode(display=False) as counter:
-            run_step(module, inputs, labels, Step(bf16=False))
+            run_step(workload, module, inputs, labels, Step(bf16=False))
     return counter.get_total_flops() / 2
 
 
