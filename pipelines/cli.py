@@ -46,6 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
     add("schema", "print the JSON Schema of a spec, for editors")
     add("doctor", "tell what this machine has and lacks")
     _add_run(add("run", "go from data to an endpoint"))
+    _add_plan(add("plan", "tell memory, time and cost before anything is launched"))
     _add_serve(add("serve", "serve one model"))
     _add_predict(add("predict", "ask an endpoint, or a model over files"))
     add("runs", "list the runs under PENSTOCK_HOME")
@@ -68,6 +69,20 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", metavar="RUN", help="continue this run; refuse if anything changed")
     parser.add_argument("--offline", action="store_true", help="keep tracking in a local spool; do not ask MLflow")
     parser.add_argument("--debug", action="store_true", help="run all stages in this process")
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    _takes_spec(parser)
+    parser.add_argument("--gpus", type=int, metavar="TOTAL", help="GPUs in all (default: this machine)")
+    parser.add_argument("--nodes", type=int, default=1, metavar="M", help="machines they are in")
+    parser.add_argument("--gpu", metavar="NAME", help="kind of GPU: A100, H100, H200, ...")
+    parser.add_argument("--gpu-memory", metavar="SIZE", help="memory of each GPU, e.g. 80GiB")
+    parser.add_argument("--host-memory", metavar="SIZE", help="memory of each machine, e.g. 2TiB")
+    parser.add_argument("--peak-tflops", type=float, metavar="X", help="peak of each GPU in bf16")
+    parser.add_argument("--mfu", type=float, metavar="SHARE", help="share of the peak that is reached (default: 0.4)")
+    parser.add_argument("--price", type=float, metavar="P", help="price of a GPU per hour")
+    parser.add_argument("--samples", type=int, metavar="N", help="samples of the training split")
+    parser.add_argument("--probe", action="store_true", help="measure the speed here with a few training steps")
 
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ def load_and_check(source: str | Path | Mapping[str, Any], overrides: Mapping[st
     """
     loaded = load_spec(source, overrides)
     check_data(loaded)
+    check_memory(loaded)
     return loaded
 
 
@@ -37,6 +39,19 @@ def check_data(loaded: LoadedSpec) -> None:
     errors = check_source(loaded.spec.task, loaded.spec.data)
     if errors:
         raise SpecErrors(errors)
+
+
+def check_memory(loaded: LoadedSpec) -> None:
+    """Refuses a training that cannot fit this machine; what another cluster has is not known here.
+
+    Raises:
+        SpecError: What is needed, what is there, and what to change.
+    """
+    if os.environ.get("RAY_ADDRESS"):
+        return
+    from pipelines.plan import memory_error
+
+    raise_if(memory_error(loaded.spec))
 
 
 def check_services(folder: RunFolder, options: RunOptions) -> dict[str, str] | None:

@@ -23,6 +23,7 @@ from components.train.feed import Inputs
 from components.train.job import TrainJob, TrainResult, Worker
 from components.train.optimizer import weight_penalty
 from components.train.order import micro_batch
+from components.train.plan.measure import MemoryWatch
 from components.train.result import read_result, write_result
 from components.train.schedule import rate_factor
 from components.train.session import Session, open_session, roll_back, save, warn
@@ -50,6 +51,7 @@ def train(job: TrainJob, worker: Worker) -> TrainResult:
     if recorded is not None:
         return recorded
     job.work_folder.mkdir(parents=True, exist_ok=True)
+    memory = MemoryWatch.start()
     session = open_session(job, worker)
     try:
         tell_last_round(session)
@@ -58,6 +60,7 @@ def train(job: TrainJob, worker: Worker) -> TrainResult:
                 run_round(session)
             except RolledBack:
                 continue
+        session.facts["peak_memory_bytes"] = memory.peak_bytes()
         return finish(session)
     finally:
         session.engine.close()

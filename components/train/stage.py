@@ -11,7 +11,7 @@ from typing import Any
 from components.artifacts import Artifact, Draft, Ref, open_artifact, write_artifact
 from components.config import Config, dotted_names
 from components.context import Context
-from components.errors import DataError
+from components.errors import DataError, name_error
 from components.models.build import build_model, parse_model_config
 from components.models.config import ModelConfig
 from components.models.folder import WEIGHTS_NAME, model_values, save_model_folder
@@ -60,6 +60,7 @@ def run(config: StageConfig, inputs: Mapping[str, Ref], output: str, context: Co
     tell(job, result, context)
     with write_artifact(output, "model", inputs, context) as draft:
         write_model(draft, job, result)
+        draft.metadata["facts"]["predicted_peak_memory_bytes"] = predict_peak(job, result, context)
     assert draft.artifact is not None
     return draft.artifact
 
@@ -109,6 +110,20 @@ def check_samples(job: TrainJob) -> None:
                 "(train.seq_len); give more text, or make train.seq_len smaller.",
                 field="train.seq_len",
             )
+
+
+def predict_peak(job: TrainJob, result: TrainResult, context: Context) -> int | None:
+    """What the planner says of this training, to stand beside the `peak_memory_bytes` that it measured."""
+    from components.train.plan.forecast import forecast_peak
+    from components.train.plan.network import Workload
+
+    preprocessing = get_task(job.task).load(job.dataset / "preprocess")
+    workload = Workload(job.task, job.model, network_inputs(job, preprocessing), len(preprocessing.classes))
+    try:
+        return forecast_peak(job, workload, result.facts)
+    except Exception as error:  # noqa: BLE001 (a forecast must not cost a training that has ended)
+        context.warn(f"No memory was predicted for this training ({name_error(error)}).")
+        return None
 
 
 def tell(job: TrainJob, result: TrainResult, context: Context) -> None:
