@@ -7,6 +7,8 @@ from typing import Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from components.config import Config
+from components.tune.distributions import Range, SpaceItem, parse_item
+from components.tune.expression import ExpressionError, parse
 
 
 class AshaConfig(Config):
@@ -16,39 +18,6 @@ class AshaConfig(Config):
     """Epochs every trial may run."""
     reduction_factor: int = Field(3, ge=2)
     """One in this many trials goes on at each rung."""
-
-
-class Choice(Config):
-    """One of some values; a value may be a whole section."""
-
-    choice: tuple[Any, ...] = Field(min_length=1)
-
-
-class Grid(Config):
-    """Every one of these values (`search: grid`)."""
-
-    grid: tuple[Any, ...] = Field(min_length=1)
-
-
-class Uniform(Config):
-    """A number between low and high."""
-
-    uniform: tuple[float, float]
-
-
-class LogUniform(Config):
-    """A number whose logarithm is uniform."""
-
-    log_uniform: tuple[float, float]
-
-
-class IntUniform(Config):
-    """A whole number from low to high, both included."""
-
-    int_uniform: tuple[int, int]
-
-
-SpaceItem = Choice | Grid | Uniform | LogUniform | IntUniform
 
 
 class TuneConfig(Config):
@@ -65,7 +34,9 @@ class TuneConfig(Config):
     concurrency: int | None = Field(None, ge=1)
     """Trials at once; None takes what the cores allow."""
     space: dict[str, SpaceItem] = Field(min_length=1)
-    """Dotted spec field -> choice | grid | uniform | log_uniform | int_uniform."""
+    """Dotted spec field -> choice | grid | uniform | log_uniform | int_uniform | int_log_uniform, with `when`."""
+    constraints: tuple[str, ...] = ()
+    """Expressions over spec fields that every configuration meets, e.g. `train.learning_rate <= 1e-2`."""
 
     @field_validator("space", mode="before")
     @classmethod
@@ -73,48 +44,27 @@ class TuneConfig(Config):
         """Picks the distribution by its key, so that an error names that one only."""
         if not isinstance(space, dict):
             return space
-        return {name: _parse_item(name, item) for name, item in space.items()}
+        return {name: parse_item(name, item) for name, item in space.items()}
 
     @model_validator(mode="after")
     def _rules(self) -> TuneConfig:
         for name, item in self.space.items():
-            _check_range(name, item)
-            if self.search == "grid" and not isinstance(item, Grid | Choice):
-                raise ValueError(f"{name}: a grid search needs a list (`grid: [...]`), not a range")
-        grid_size = 1
-        for item in self.space.values():
-            grid_size *= len(item.grid if isinstance(item, Grid) else item.choice if isinstance(item, Choice) else ())
-        if self.search == "grid" and self.trials is not None and self.trials > grid_size:
-            raise ValueError(
-                f"trials is {self.trials}, but the grid has {grid_size} points; lower trials or leave it out"
-            )
+            problem = item.problem()
+            if problem is not None:
+                raise ValueError(f"{name}: {problem}")
+            if self.search == "grid" and isinstance(item, Range) and item.spacing is None:
+                raise ValueError(f"{name}: a grid search needs a list (`grid: [...]`) or a `step`, not a range")
+            if item.when is not None:
+                _check_expression(f"{name}: when", item.when)
+        for text in self.constraints:
+            _check_expression("constraints", text)
         return self
 
 
-_KINDS: dict[str, type[Config]] = {
-    "choice": Choice,
-    "grid": Grid,
-    "uniform": Uniform,
-    "log_uniform": LogUniform,
-    "int_uniform": IntUniform,
-}
-
-
-def _parse_item(name: str, item: Any) -> Any:
-    if isinstance(item, Config):
-        return item
-    if not isinstance(item, dict) or len(item) != 1 or next(iter(item)) not in _KINDS:
-        raise ValueError(
-            f"{name}: {item!r} is no distribution; write one of {', '.join(_KINDS)}, as in {{choice: [a, b]}}"
-        )
-    return _KINDS[next(iter(item))].model_validate(item)
-
-
-def _check_range(name: str, item: SpaceItem) -> None:
-    if isinstance(item, Choice | Grid):
-        return
-    low, high = next(iter(item.model_dump().values()))
-    if not low < high:
-        raise ValueError(f"{name}: the range [{low}, {high}] is empty; the first number must be the smaller")
-    if isinstance(item, LogUniform) and low <= 0:
-        raise ValueError(f"{name}: log_uniform needs numbers above 0, not {low}")
+def _check_expression(place: str, text: str) -> None:
+    try:
+        fields = parse(text).fields
+    except ExpressionError as error:
+        raise ValueError(f"{place}: {text!r} cannot be read: {error}") from None
+    if not fields:
+        raise ValueError(f"{place}: {text!r} names no field; a field has a dot, as in model.hidden_size")

@@ -13,10 +13,11 @@ from components.errors import StageError
 from components.models.config import ModelConfig
 from components.train.config import TrainConfig
 from components.tune.config import TuneConfig
+from components.tune.fields import apply_config
 from components.tune.journal import Journal
 from components.tune.reporter import Reporter
 from components.tune.search import count_trials
-from components.tune.space import apply_config
+from components.tune.space import SearchSpace
 from components.tune.sweep import Sweep, SweepPlan, Trial
 from components.tune.trial import TrainFunction, TrialSettings
 
@@ -73,7 +74,7 @@ def run(
 def open_sweep(config: StageConfig, dataset_digest: str, context: Context) -> Sweep:
     """The sweep of this work folder: a new one, or what an earlier start left of it."""
     plan = make_plan(config)
-    reporter = Reporter(context, plan, count_trials(config.tune))
+    reporter = Reporter(context, plan, count_trials(plan.tune, plan.space))
     journal = Journal(context.work_folder / "trials.jsonl", owner_digest(config, dataset_digest))
     sweep = Sweep(plan, journal, reporter)
     reporter.resume(sweep.in_order())
@@ -87,7 +88,14 @@ def make_plan(config: StageConfig) -> SweepPlan:
 
     task = get_task(config.task)
     epochs = min(config.train.epochs, config.tune.max_epochs or config.train.epochs)
-    return SweepPlan(config.tune, config.seed, epochs, task.deciding_metric, task.mode)
+    return SweepPlan(
+        config.tune,
+        SearchSpace(config.tune, config.model, config.train),
+        config.seed,
+        epochs,
+        task.deciding_metric,
+        task.mode,
+    )
 
 
 def owner_digest(config: StageConfig, dataset_digest: str) -> str:

@@ -19,6 +19,7 @@ from components.tune.asha import make_stop_rule
 from components.tune.config import TuneConfig
 from components.tune.journal import Journal, Record
 from components.tune.search import Observation, count_trials, suggest
+from components.tune.space import SearchSpace
 
 State = Literal["running", "finished", "stopped", "failed"]
 Mode = Literal["min", "max"]
@@ -29,12 +30,14 @@ class SweepPlan:
     """What is searched how.
 
     Attributes:
+        space: What may be tried.
         seed: Governs the suggestions.
         epochs: Longest run of a trial.
         metric: Name of the deciding validation metric.
     """
 
     tune: TuneConfig
+    space: SearchSpace
     seed: int
     epochs: int
     metric: str
@@ -73,7 +76,7 @@ class Sweep:
 
     def __init__(self, plan: SweepPlan, journal: Journal, listener: Listener = lambda trial, record: None) -> None:
         self.plan, self.journal, self.listener = plan, journal, listener
-        self.total = count_trials(plan.tune)
+        self.total = count_trials(plan.tune, plan.space)
         self.trials: dict[int, Trial] = {}
         self.stop_rule = make_stop_rule(plan.tune, plan.epochs, plan.mode)
         for record in journal.records:
@@ -152,7 +155,7 @@ class Sweep:
 
     def _suggest(self, number: int) -> Trial:
         history = [self._observation(trial) for trial in self.in_order() if trial.state != "failed"]
-        suggestion = suggest(self.plan.tune, self.plan.seed, number, history, self.plan.mode)
+        suggestion = suggest(self.plan.tune, self.plan.space, self.plan.seed, number, history, self.plan.mode)
         self._record("suggest", trial=number, config=dict(suggestion.config), chosen_by=suggestion.chosen_by)
         return self.trials[number]
 

@@ -12,7 +12,7 @@ from components.errors import PenstockError, as_disk_full
 from components.models.config import ModelConfig
 from components.train.config import TrainConfig
 from components.train.job import TrainJob, TrainResult, Worker
-from components.tune.space import apply_config
+from components.tune.fields import apply_config
 
 TrainFunction = Callable[[TrainJob, Worker], TrainResult]
 Message = dict[str, Any]

@@ -14,6 +14,7 @@ from components.models.config import MlpConfig
 from components.train.config import TrainConfig
 from components.train.job import TrainJob, TrainResult, Worker
 from components.tune.config import TuneConfig
+from components.tune.space import SearchSpace
 from components.tune.sweep import SweepPlan
 from components.tune.trial import TrialSettings
 
@@ -51,7 +52,9 @@ def fake_metrics(job: TrainJob, epoch: int) -> dict[str, float]:
 
 def make_plan(epochs: int = EPOCHS, **tune: object) -> SweepPlan:
     values = {"search": "bayesian", "trials": 6, "space": SPACE, **tune}
-    return SweepPlan(TuneConfig.model_validate(values), seed=0, epochs=epochs, metric="accuracy", mode="max")
+    config = TuneConfig.model_validate(values)
+    space = SearchSpace(config, MlpConfig(architecture="mlp"), TrainConfig(epochs=epochs))
+    return SweepPlan(config, space, seed=0, epochs=epochs, metric="accuracy", mode="max")
 
 
 def make_settings(folder: Path, epochs: int = EPOCHS) -> TrialSettings:
