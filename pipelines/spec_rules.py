@@ -72,7 +72,7 @@ def _tokens_fit(spec: Spec) -> list[PenstockError]:
 def _space_fits(spec: Spec) -> list[PenstockError]:
     if spec.tune is None:
         return []
-    errors: list[PenstockError] = list(check_tune(spec.tune, spec.model, spec.train))
+    errors: list[PenstockError] = list(check_tune(spec.tune, spec.model, spec.train, get_task(spec.task)))
     allowed = get_task(spec.task).architectures
     for name in ("model", "model.architecture"):
         item = spec.tune.space.get(name)

@@ -12,7 +12,9 @@ from pydantic import ValidationError
 
 from components.errors import SpecError
 from components.models.config import ARCHITECTURES, ModelConfig
+from components.tasks.base import Task
 from components.train.config import TrainConfig
+from components.tune.aims import check_aims
 from components.tune.config import TuneConfig
 from components.tune.distributions import Distribution, IntLogUniform, Range
 from components.tune.expression import parse
@@ -29,13 +31,38 @@ SAMPLES = 1000
 MAX_GRID = 20_000
 
 
-def check_tune(tune: TuneConfig, model: ModelConfig, train: TrainConfig) -> list[SpecError]:
+def check_tune(tune: TuneConfig, model: ModelConfig, train: TrainConfig, task: Task) -> list[SpecError]:
     """Everything that is wrong with a sweep over these sections."""
-    errors = check_space(tune.space, model, train) + check_expressions(tune)
+    errors = check_space(tune.space, model, train) + check_expressions(tune) + check_aims(tune, task)
     if errors:
         return errors
     space = SearchSpace(tune, model, train)
-    return check_grid(tune, space) if tune.search == "grid" else check_reach(space)
+    return check_grid(tune, space) if tune.search == "grid" else check_reach(space) or check_points(tune, space)
+
+
+def check_points(tune: TuneConfig, space: SearchSpace) -> list[SpecError]:
+    """Known good points that do not lie in the space."""
+    errors = []
+    for place, point in enumerate(tune.points):
+        field = f"tune.points.{place}"
+        strange = next((name for name in point if name not in space.entries), None)
+        outside = next((name for name in point if not strange and not space.entries[name].contains(point[name])), None)
+        if strange:
+            errors.append(SpecError(f"{field} names {strange}, which tune.space does not search; remove it.", field))
+        elif outside:
+            errors.append(SpecError(f"{field}: {outside} {point[outside]!r} lies outside tune.space; widen it.", field))
+        elif not _can_be_completed(space, point):
+            errors.append(SpecError(f"{field} breaks a constraint, or names what is not searched there.", field))
+    return errors
+
+
+def _can_be_completed(space: SearchSpace, point: Mapping[str, Any]) -> bool:
+    generator = random.Random("penstock check")
+    for _ in range(SAMPLES):
+        config = space.fill(lambda name, item: point[name] if name in point else item.draw(generator))
+        if set(point) <= set(config) and space.allows(config):
+            return True
+    return False
 
 
 def check_space(space: Mapping[str, Distribution], model: ModelConfig, train: TrainConfig) -> list[SpecError]:

@@ -26,15 +26,16 @@ class Journal:
     Args:
         path: The file; made with its first line.
         owner: Digest of what was searched how: records of another sweep are refused.
+        about: Kept in the first record, so that the journal alone tells what its sweep was.
     """
 
-    def __init__(self, path: Path, owner: str) -> None:
+    def __init__(self, path: Path, owner: str, about: Mapping[str, Any] | None = None) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         cut_torn_line(path)
         self.records = read_records(path)
         if not self.records:
-            self.append("sweep", owner=owner)
+            self.append("sweep", owner=owner, about=dict(about or {}))
         elif self.records[0].get("owner") != owner:
             raise StageError(f"{path} belongs to another sweep; remove that folder, or run with --fresh to start anew.")
 

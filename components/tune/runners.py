@@ -42,6 +42,9 @@ def deliver(sweep: Sweep, number: int, message: Message) -> bool:
     """Hands a trial's message to the sweep and says whether the trial goes on."""
     if message["state"] == "fatal":
         raise StageError(f"The search had to stop: {message['reason']}.")
+    if message["state"] == "measured":
+        sweep.measure(number, message["metrics"])
+        return True
     if message["state"] == "report":
         return sweep.report(number, message["epoch"], message["metrics"], message["pace"])
     if message["state"] == "finished":

@@ -82,14 +82,15 @@ class SearchSpace:
                 before[name] = config[name]
         return set(config) == set(before) and self.allows(config)
 
-    def draw(self, generator: random.Random) -> dict[str, Any]:
-        """A configuration at random.
+    def draw(self, generator: random.Random, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """A configuration at random, around the values that are given.
 
         Raises:
             StageError: If none of 10,000 draws meets the constraints.
         """
+        fixed = given or {}
         for _ in range(MAX_DRAWS):
-            config = self.fill(lambda name, item: item.draw(generator))
+            config = self.fill(lambda name, item: fixed[name] if name in fixed else item.draw(generator))
             if self.allows(config):
                 return config
         raise StageError(f"None of {MAX_DRAWS} configurations met tune.constraints; loosen them.", "tune.constraints")

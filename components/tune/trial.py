@@ -16,7 +16,8 @@ from components.tune.fields import apply_config
 
 TrainFunction = Callable[[TrainJob, Worker], TrainResult]
 Message = dict[str, Any]
-"""From a trial to the sweep: `state` is report (with epoch, metrics, pace), finished, failed or fatal (with reason)."""
+"""From a trial to the sweep: `state` is measured (with metrics), report (with epoch, metrics, pace), finished, failed
+or fatal (with reason)."""
 Send = Callable[[Message], bool]
 """Delivers a message and says whether the trial goes on, or raises TrialStopped."""
 
@@ -38,6 +39,7 @@ class TrialSettings:
     Attributes:
         dataset: Local folder of the Dataset artifact.
         work_folder: Trial 3 keeps its checkpoints in `trials/003` below it.
+        measures: What is measured of each network, because the sweep aims at it.
     """
 
     task: str
@@ -46,6 +48,7 @@ class TrialSettings:
     seed: int
     dataset: Path
     work_folder: Path
+    measures: tuple[str, ...] = ()
 
     def folder(self, number: int) -> Path:
         return self.work_folder / "trials" / f"{number:03d}"
@@ -95,6 +98,8 @@ def run_trial(
     folder = settings.folder(number)
     folder.mkdir(parents=True, exist_ok=True)
     try:
+        if settings.measures:
+            send({"state": "measured", "metrics": measure(settings.job(number, config), settings.measures)})
         train(settings.job(number, config), TrialWorker(send))
     except TrialStopped:
         raise
@@ -102,6 +107,12 @@ def run_trial(
         send(failure(error, folder))
     else:
         send({"state": "finished"})
+
+
+def measure(job: TrainJob, wanted: tuple[str, ...]) -> dict[str, float]:
+    from components.tune.measure import measure_network
+
+    return measure_network(job, wanted)
 
 
 def failure(error: BaseException, folder: Path) -> Message:

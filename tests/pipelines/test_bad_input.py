@@ -89,6 +89,7 @@ BAD_SPECS: dict[str, tuple[dict[str, Any], str]] = {
     "empty range": ({"tune": {"space": {"train.learning_rate": {"uniform": [2, 1]}}}}, "is empty"),
     "trials beyond the grid": ({"tune": {"search": "grid", "trials": 3, "space": SIZES}}, "the grid has 2 points"),
     "constraint nothing meets": ({"tune": {"space": RATE, "constraints": ["train.learning_rate > 1"]}}, "loosen the"),
+    "metric that no task reports": ({"tune": {"space": RATE, "metric": "bleu"}}, "reported by no trial"),
     "constraint that cannot be read": ({"tune": {"space": RATE, "constraints": ["train.epochs <"]}}, "cannot be read"),
     "constraint on no field": ({"tune": {"space": RATE, "constraints": ["train.epoch < 3"]}}, "train.epoch"),
     "section of a later version": ({"fuse": {}}, "not available in this version"),

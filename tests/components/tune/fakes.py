@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 from components.context import Context
 from components.models.config import MlpConfig
+from components.tasks import get_task
 from components.train.config import TrainConfig
 from components.train.job import TrainJob, TrainResult, Worker
+from components.tune.aims import resolve_aims
 from components.tune.config import TuneConfig
+from components.tune.pbt import Exploit
 from components.tune.space import SearchSpace
 from components.tune.sweep import SweepPlan
 from components.tune.trial import TrialSettings
@@ -45,6 +49,14 @@ def fake_train(job: TrainJob, worker: Worker) -> TrainResult:
     return TrainResult(job.train.epochs, fake_metrics(job, job.train.epochs), history, checkpoint, {})
 
 
+def fake_inherit(settings: TrialSettings, exploits: list[Exploit]) -> None:
+    """Moves the small checkpoint, as `inherit_checkpoints` moves a real one."""
+    for exploit in exploits:
+        target = settings.folder(exploit.trial)
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copy(settings.folder(exploit.source) / "history.json", target / "history.json")
+
+
 def fake_metrics(job: TrainJob, epoch: int) -> dict[str, float]:
     loss = abs(math.log10(job.train.learning_rate) + 3) + 0.5 * (job.model.architecture == "cnn") + 1 / epoch
     return {"accuracy": 1 / (1 + loss), "loss": loss}
@@ -54,7 +66,7 @@ def make_plan(epochs: int = EPOCHS, **tune: object) -> SweepPlan:
     values = {"search": "bayesian", "trials": 6, "space": SPACE, **tune}
     config = TuneConfig.model_validate(values)
     space = SearchSpace(config, MlpConfig(architecture="mlp"), TrainConfig(epochs=epochs))
-    return SweepPlan(config, space, seed=0, epochs=epochs, metric="accuracy", mode="max")
+    return SweepPlan(config, space, seed=0, epochs=epochs, aims=resolve_aims(config, get_task("image-classification")))
 
 
 def make_settings(folder: Path, epochs: int = EPOCHS) -> TrialSettings:

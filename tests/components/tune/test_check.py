@@ -6,6 +6,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from components.models.config import ModelConfig
+from components.tasks import get_task
 from components.train.config import TrainConfig
 from components.tune.check import check_tune
 from components.tune.config import TuneConfig
@@ -15,7 +16,10 @@ VIT = TypeAdapter(ModelConfig).validate_python({"architecture": "vit", "hidden_s
 
 def problems(space: dict, train: TrainConfig | None = None, **tune) -> dict[str, str]:
     config = TuneConfig.model_validate({"search": "random", "space": space, **tune})
-    return {error.field: error.message for error in check_tune(config, VIT, train or TrainConfig())}
+    return {
+        error.field: error.message
+        for error in check_tune(config, VIT, train or TrainConfig(), get_task("image-classification"))
+    }
 
 
 def test_a_sound_space_has_no_problems():
@@ -101,6 +105,18 @@ ARCHITECTURES = {"model.architecture": {"choice": ["vit", "cnn"]}}
             {"search": "grid", "constraints": ["train.global_batch_size > 64"]},
             "tune.constraints",
             "no point of the grid",
+        ),
+        (RATE, {"metric": "bleu"}, "tune.metric", "bleu is reported by no trial; take one of accuracy, f1, loss"),
+        (RATE, {"metric": ["latency_ms"]}, "tune.metric", "as the first aim must be"),
+        (RATE, {"metric": ["accuracy", "accuracy"]}, "tune.metric", "twice"),
+        (RATE, {"choose": {"prefer": "loss"}}, "tune.choose.prefer", "is no aim"),
+        (RATE, {"points": [{"train.epochs": 3}]}, "tune.points.0", "does not search"),
+        (RATE, {"points": [{}, {"train.learning_rate": 1}]}, "tune.points.1", "lies outside"),
+        (
+            RATE,
+            {"points": [{"train.learning_rate": 1e-2}], "constraints": ["train.learning_rate < 1e-3"]},
+            "tune.points.0",
+            "breaks a constraint",
         ),
     ],
 )

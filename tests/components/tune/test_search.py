@@ -6,6 +6,7 @@ import pytest
 
 from components.models.config import MlpConfig
 from components.train.config import TrainConfig
+from components.tune.aims import Aim
 from components.tune.config import TuneConfig
 from components.tune.search import Observation, Suggestion, count_trials, suggest
 from components.tune.space import SearchSpace
@@ -22,7 +23,7 @@ def space_of(tune: TuneConfig) -> SearchSpace:
 
 
 def ask(tune: TuneConfig, seed: int, trial: int, history: list[Observation]) -> Suggestion:
-    return suggest(tune, space_of(tune), seed, trial, history, "max")
+    return suggest(tune, space_of(tune), seed, trial, history, [Aim("accuracy", "max")])
 
 
 def observed(tune: TuneConfig, count: int) -> list[Observation]:
@@ -116,3 +117,14 @@ def test_after_fifty_refused_points_chance_decides():
     suggestion = ask(tune, 0, 5, history)
     assert suggestion.chosen_by in ("random", "model")
     assert suggestion.config["train.learning_rate"] < 1.05e-5
+
+
+def test_a_gaussian_process_chooses_between_the_good_points():
+    tune = config("bayesian", trials=9, sampler="gp", space={"train.schedule.warmup": {"uniform": [0, 0.9]}})
+    history = [
+        Observation({"train.schedule.warmup": value}, {1: -((value - 0.6) ** 2)}, "finished")
+        for value in (0.1, 0.3, 0.5, 0.7, 0.9)
+    ]
+    suggestion = ask(tune, 0, 6, history)
+    assert suggestion.chosen_by == "model" and 0.5 < suggestion.config["train.schedule.warmup"] < 0.7
+    assert ask(tune, 0, 6, history) == suggestion
