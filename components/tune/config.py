@@ -57,6 +57,16 @@ class ChooseConfig(Config):
     """Aim that decides among those; None is the first aim."""
 
 
+class MlflowConfig(Config):
+    """Runs of an MLflow experiment that count as observations."""
+
+    experiment: str
+    metric: str | None = None
+    """The runs' name of the deciding metric; None is the same name."""
+    params: dict[str, str] = Field(default_factory=dict)
+    """Spec field -> the runs' name of that parameter, where it is another one."""
+
+
 class TuneConfig(Config):
     """The search for hyperparameters."""
 
@@ -86,6 +96,10 @@ class TuneConfig(Config):
     """Times a trial that failed (error, memory, crash) starts again from its checkpoint; non-finite values never do."""
     concurrency: int | None = Field(None, ge=1)
     """Trials at once; None takes what the cores allow."""
+    warm_start: bool = True
+    """Whether a Bayesian search is told the earlier trials of this spec's name that lie in its space."""
+    mlflow: MlflowConfig | None = None
+    """Past MLflow runs that a Bayesian search is told."""
     space: dict[str, SpaceItem] = Field(min_length=1)
     """Dotted spec field -> choice | grid | uniform | log_uniform | int_uniform | int_log_uniform, with `when`."""
     constraints: tuple[str, ...] = ()
@@ -125,6 +139,8 @@ class TuneConfig(Config):
             raise ValueError("points: a grid is gone through in its order; leave points out, or use `search: random`")
         if self.scheduler == "pbt" and self.search == "bayesian":
             raise ValueError("scheduler pbt begins with a population that is there at once; use `search: random`")
+        if self.mlflow is not None and self.search != "bayesian":
+            raise ValueError("mlflow: only `search: bayesian` learns from past runs; leave mlflow out")
         if self.scheduler == "pbt" and len(self.aims) > 1:
             raise ValueError("scheduler pbt has one aim; name one metric")
 

@@ -76,7 +76,7 @@ def suggest(
     if config.search == "random":
         return Suggestion(random_point(space, seed, trial), "random")
     startup = max(1, count_trials(config, space) // STARTUP_SHARE)
-    if trial < startup or not any(item.values for item in history):
+    if max(trial, len(history)) < startup or not any(item.values for item in history):
         return Suggestion(random_point(space, seed, trial), "startup")
     return model_point(config, space, seed, trial, history, aims)
 
@@ -149,7 +149,8 @@ def _sampler_seed(seed: int, trial: int) -> int:
     return int.from_bytes(digest[:4], "big")
 
 
-def _distribution(item: Distribution) -> optuna.distributions.BaseDistribution:
+def distribution_of(item: Distribution) -> optuna.distributions.BaseDistribution:
+    """An entry in Optuna's form."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if not isinstance(item, Range):
@@ -186,12 +187,13 @@ def _frozen(space: SearchSpace, item: Observation, aims: Sequence[Aim]) -> optun
         values["value"] = best(item.values.values()) if item.state == "finished" else None
         values["intermediate_values"] = dict(item.values)
     return optuna.trial.create_trial(
-        params={name: _to_optuna(space.entries[name], item.config[name]) for name in names},
-        distributions={name: _distribution(space.entries[name]) for name in names},
+        params={name: to_optuna(space.entries[name], item.config[name]) for name in names},
+        distributions={name: distribution_of(space.entries[name]) for name in names},
         **values,
     )
 
 
-def _to_optuna(item: Distribution, value: Any) -> Any:
+def to_optuna(item: Distribution, value: Any) -> Any:
+    """A value in Optuna's form."""
     # A journal gives back lists for tuples; choices are compared as JSON would hold them.
     return value if isinstance(item, Range) else [plain(known) for known in item.values].index(plain(value))

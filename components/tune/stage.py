@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from components.tune.aims import MEASURED, resolve_aims
 from components.tune.config import TuneConfig
 from components.tune.fields import apply_config
 from components.tune.inherit import inherit_checkpoints
-from components.tune.journal import Journal
+from components.tune.journal import Journal, Record
 from components.tune.pbt import Exploit
 from components.tune.reporter import Reporter
 from components.tune.space import SearchSpace
@@ -26,6 +26,7 @@ from components.tune.sweep import Inherit, Sweep, SweepPlan
 from components.tune.trial import TrainFunction, TrialSettings
 
 JOURNAL_NAME = "trials.jsonl"
+HISTORY_KIND = "history"
 
 
 class StageConfig(Config):
@@ -52,7 +53,7 @@ def run(
     continue from their checkpoints.
 
     Args:
-        inputs: `dataset`.
+        inputs: `dataset`, and `history` where earlier sweeps are gone on from.
         train: What trains a trial; None is `components.train.loop.train`.
         inherit: Moves its checkpoints between trials of a population.
 
@@ -70,7 +71,8 @@ def run(
         work_folder=context.work_folder,
         measures=tuple(aim.name for aim in plan.aims if aim.name in MEASURED),
     )
-    journal = open_journal(config, plan, dataset.digest, context)
+    begin = read_history(inputs, context)
+    journal = open_journal(config, plan, dataset.digest, context, begin)
     sweep = open_sweep(plan, journal, context, partial(inherit, settings))
     run_trials(sweep, settings, train or _default_train(), context)
     winner = sweep.winner()
@@ -82,11 +84,27 @@ def run(
     return draft.artifact
 
 
-def open_journal(config: StageConfig, plan: SweepPlan, dataset_digest: str, context: Context) -> Journal:
+def read_history(inputs: Mapping[str, Ref], context: Context) -> list[Record]:
+    """The records of earlier sweeps that this one begins with; says what they are if it has not begun yet."""
+    if "history" not in inputs:
+        return []
+    history = open_artifact(inputs["history"], kind=HISTORY_KIND)
+    if not (context.work_folder / JOURNAL_NAME).exists():
+        context.event("note", text=history.manifest.metadata["text"])
+    return history.read_json("records.json")
+
+
+def open_journal(
+    config: StageConfig, plan: SweepPlan, dataset_digest: str, context: Context, begin: Sequence[Record] = ()
+) -> Journal:
     """The journal of this work folder. Its first record says what is searched, so that it can be read by itself."""
-    sections = config.model_dump(mode="json", include={"task", "seed", "model", "train", "tune"})
-    about = {**plan.facts.to_json(), **sections, "dataset": dataset_digest}
-    return Journal(context.work_folder / JOURNAL_NAME, owner_digest(config, dataset_digest), about)
+    about = {**describe_sweep(config, plan), "dataset": dataset_digest}
+    return Journal(context.work_folder / JOURNAL_NAME, owner_digest(config, dataset_digest), about, begin)
+
+
+def describe_sweep(config: StageConfig, plan: SweepPlan) -> dict[str, Any]:
+    """What a sweep is, as plain values."""
+    return {**plan.facts.to_json(), **config.model_dump(mode="json")}
 
 
 def open_sweep(plan: SweepPlan, journal: Journal, context: Context, inherit: Inherit) -> Sweep:

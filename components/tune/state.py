@@ -83,8 +83,15 @@ class SweepState:
     def __init__(self, facts: SweepFacts) -> None:
         self.facts = facts
         self.trials: dict[int, Trial] = {}
+        self.observed: list[Record] = []
+        """What earlier sweeps or runs were told to this one."""
         self.open_exploits: list[dict[str, Any]] = []
         """Take-overs that were decided and whose checkpoints are not known to be in their place."""
+
+    @property
+    def total(self) -> int:
+        """Trials of the whole sweep."""
+        return self.facts.trials
 
     @property
     def ended(self) -> int:
@@ -121,6 +128,9 @@ class SweepState:
         change = getattr(self, f"_on_{record['kind']}", None)
         if change is not None:
             change(record)
+
+    def _on_observe(self, record: Record) -> None:
+        self.observed.append(record)
 
     def _on_suggest(self, record: Record) -> None:
         number = record["trial"]

@@ -83,11 +83,6 @@ class Sweep(SweepState):
             self._tell(self.journal.records[-1])
 
     @property
-    def total(self) -> int:
-        """Trials of the whole sweep."""
-        return self.facts.trials
-
-    @property
     def running(self) -> int:
         """Trials that were handed out and have neither ended nor wait."""
         return sum(trial.state == "running" for trial in self.trials.values()) - len(self.to_resume)
@@ -155,7 +150,10 @@ class Sweep(SweepState):
         self._complete_generation()
 
     def _suggest(self, number: int) -> Trial:
-        history = [self._observation(trial) for trial in self.in_order() if trial.state != "failed"]
+        history = [
+            *map(observation_of, self.observed),
+            *(self._observation(trial) for trial in self.in_order() if trial.state != "failed"),
+        ]
         suggestion = suggest(self.plan.tune, self.plan.space, self.plan.seed, number, history, self.plan.aims)
         self._record("suggest", trial=number, config=dict(suggestion.config), chosen_by=suggestion.chosen_by)
         return self.trials[number]
@@ -202,3 +200,9 @@ class Sweep(SweepState):
         if record["kind"] == "report":
             self.stop_rule.goes_on(record["trial"], record["epoch"], record["metrics"][self.facts.metric])
         self.apply(record)
+
+
+def observation_of(record: Record) -> Observation:
+    """What a record of an earlier sweep or run tells the search."""
+    values = {int(epoch): value for epoch, value in record["values"].items()}
+    return Observation(record["config"], values, record["state"], tuple(record["finals"]))

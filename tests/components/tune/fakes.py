@@ -9,16 +9,15 @@ import json
 import math
 import shutil
 from pathlib import Path
+from typing import Any
 
 from components.context import Context
 from components.models.config import MlpConfig
-from components.tasks import get_task
 from components.train.config import TrainConfig
 from components.train.job import TrainJob, TrainResult, Worker
-from components.tune.aims import resolve_aims
-from components.tune.config import TuneConfig
 from components.tune.pbt import Exploit
-from components.tune.space import SearchSpace
+from components.tune.stage import StageConfig
+from components.tune.stage import make_plan as plan_sweep
 from components.tune.sweep import SweepPlan
 from components.tune.trial import TrialSettings
 
@@ -62,11 +61,14 @@ def fake_metrics(job: TrainJob, epoch: int) -> dict[str, float]:
     return {"accuracy": 1 / (1 + loss), "loss": loss}
 
 
-def make_plan(epochs: int = EPOCHS, **tune: object) -> SweepPlan:
+def make_plan(epochs: int = EPOCHS, **tune: Any) -> SweepPlan:
+    return plan_sweep(make_config(epochs, **tune))
+
+
+def make_config(epochs: int = EPOCHS, seed: int = 0, **tune: Any) -> StageConfig:
     values = {"search": "bayesian", "trials": 6, "space": SPACE, **tune}
-    config = TuneConfig.model_validate(values)
-    space = SearchSpace(config, MlpConfig(architecture="mlp"), TrainConfig(epochs=epochs))
-    return SweepPlan(config, space, seed=0, epochs=epochs, aims=resolve_aims(config, get_task("image-classification")))
+    sections = {"model": {"architecture": "mlp"}, "train": {"epochs": epochs}, "tune": values, "seed": seed}
+    return StageConfig.model_validate({"task": "image-classification", **sections})
 
 
 def make_settings(folder: Path, epochs: int = EPOCHS) -> TrialSettings:
