@@ -92,6 +92,12 @@ class TuneConfig(Config):
     Further aims may be latency_ms, size_bytes and parameters."""
     choose: ChooseConfig = ChooseConfig()
     """Picks one of the Pareto set where there are several aims."""
+    repeats: int | None = Field(None, ge=2)
+    """Seeds over which the best `finalists` are trained again after the search; their mean picks the winner."""
+    finalists: int = Field(3, ge=2)
+    """Configurations that are repeated."""
+    folds: int | None = Field(None, ge=2, le=20)
+    """Parts of a cross-validation over training and validation split; the mean over them is the metric."""
     retries: int = Field(1, ge=0)
     """Times a trial that failed (error, memory, crash) starts again from its checkpoint; non-finite values never do."""
     concurrency: int | None = Field(None, ge=1)
@@ -141,8 +147,10 @@ class TuneConfig(Config):
             raise ValueError("scheduler pbt begins with a population that is there at once; use `search: random`")
         if self.mlflow is not None and self.search != "bayesian":
             raise ValueError("mlflow: only `search: bayesian` learns from past runs; leave mlflow out")
-        if self.scheduler == "pbt" and len(self.aims) > 1:
-            raise ValueError("scheduler pbt has one aim; name one metric")
+        if self.scheduler == "pbt" and (len(self.aims) > 1 or self.repeats or self.folds):
+            raise ValueError("scheduler pbt goes with one metric and without repeats and folds")
+        if self.repeats and len(self.aims) > 1:
+            raise ValueError("repeats compares one metric over seeds; name one metric, or leave repeats out")
 
 
 def _check_expression(place: str, text: str) -> None:

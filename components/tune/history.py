@@ -101,7 +101,7 @@ def is_comparable(earlier: RecordedSweep, about: Mapping[str, Any]) -> bool:
 def observe_trials(earlier: RecordedSweep, plan: SweepPlan, source: str) -> tuple[list[Record], int]:
     """The trials of an earlier sweep that lie in a new one's space, as records of it; and how many do not."""
     records, outside = [], 0
-    for trial in earlier.state.in_order():
+    for trial in earlier.state.searched():
         if trial.state == "failed" or not trial.reports:
             continue
         config = translate(earlier, trial, plan.space)

@@ -22,7 +22,7 @@ def parameter_importance(sweep: RecordedSweep) -> dict[str, float]:
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     state = sweep.state
-    rated = [trial for trial in state.in_order() if trial.state != "failed" and trial.reports]
+    rated = [trial for trial in state.searched() if trial.state != "failed" and trial.reports]
     values = [state.metrics(trial)[state.facts.metric] for trial in rated]
     if len(rated) < FEWEST_TRIALS or max(values) == min(values):
         return {}

@@ -173,7 +173,7 @@ def make_trainable(settings: TrialSettings, train: TrainFunction, threads: int) 
                 raise TrialStopped from None
             return True
 
-        run_trial(settings, config["number"], json.loads(config["values"]), train, send)
+        run_trial(settings, config["number"], json.loads(config["values"]), train, send, config["seed"])
 
     return penstock_trial
 
@@ -187,7 +187,9 @@ def make_searcher(sweep: Sweep, count: int) -> Searcher:
             if sweep.ended >= sweep.total:
                 return Searcher.FINISHED
             trial = sweep.next_trial() if sweep.running < count else None
-            return None if trial is None else {"number": trial.number, "values": json.dumps(trial.config)}
+            if trial is None:
+                return None
+            return {"number": trial.number, "values": json.dumps(trial.config), "seed": trial.seed}
 
         def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
             """The sweep has heard of it from the scheduler."""

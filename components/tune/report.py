@@ -54,6 +54,7 @@ def make_marks(summary: dict[str, Any]) -> list[Mark]:
             winner=trial["trial"] == best,
         )
         for trial in summary["trials"]
+        if trial["repeat_of"] is None
     ]
 
 
@@ -76,6 +77,8 @@ def _tiles(summary: dict[str, Any]) -> list[str]:
     if best:
         figures += [(short(value), f"{name}, trial {best['trial']}") for name, value in best["aims"].items()]
     ended = counts["finished"] + counts["stopped"] + counts["failed"]
+    if summary["repeats"] and summary["repeats"]["chance_only_seemed_best"] is not None:
+        figures.append((f"{summary['repeats']['chance_only_seemed_best']:.0%}", "chance that it only seemed best"))
     figures += [
         (f"{ended}/{summary['total']}", "trials ended"),
         (str(counts["stopped"]), "stopped early"),

@@ -67,7 +67,7 @@ def run_here(sweep: Sweep, settings: TrialSettings, train: TrainFunction) -> Non
     while (trial := sweep.next_trial()) is not None:
         carrier = _Carrier(sweep, trial.number)
         with suppress(TrialStopped):
-            run_trial(settings, trial.number, trial.config, train, carrier.send)
+            run_trial(settings, trial.number, trial.config, train, carrier.send, trial.seed)
         if carrier.error is not None:
             raise carrier.error
         remove_checkpoints(sweep, settings)

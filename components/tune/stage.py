@@ -16,12 +16,14 @@ from components.train.config import TrainConfig
 from components.tune.aims import MEASURED, resolve_aims
 from components.tune.config import TuneConfig
 from components.tune.fields import apply_config
+from components.tune.folds import make_folds
 from components.tune.inherit import inherit_checkpoints
 from components.tune.journal import Journal, Record
 from components.tune.pbt import Exploit
 from components.tune.reporter import Reporter
 from components.tune.space import SearchSpace
 from components.tune.state import SweepState, Trial
+from components.tune.summary import describe_repeats
 from components.tune.sweep import Inherit, Sweep, SweepPlan
 from components.tune.trial import TrainFunction, TrialSettings
 
@@ -62,6 +64,7 @@ def run(
     """
     dataset = open_artifact(inputs["dataset"], kind="dataset")
     plan = make_plan(config)
+    folds = config.tune.folds
     settings = TrialSettings(
         task=config.task,
         model=config.model,
@@ -70,6 +73,10 @@ def run(
         dataset=dataset.path,
         work_folder=context.work_folder,
         measures=tuple(aim.name for aim in plan.aims if aim.name in MEASURED),
+        folds=make_folds(dataset.path, context.work_folder / "folds", folds, config.seed) if folds else (),
+        epochs=trial_epochs(config),
+        metric=plan.facts.metric,
+        sign=plan.aims[0].sign,
     )
     begin = read_history(inputs, context)
     journal = open_journal(config, plan, dataset.digest, context, begin)
@@ -109,7 +116,7 @@ def describe_sweep(config: StageConfig, plan: SweepPlan) -> dict[str, Any]:
 
 def open_sweep(plan: SweepPlan, journal: Journal, context: Context, inherit: Inherit) -> Sweep:
     """The sweep of this work folder: a new one, or what an earlier start left of it."""
-    reporter = Reporter(context, plan.facts, plan.facts.trials)
+    reporter = Reporter(context, plan.facts, SweepState(plan.facts).total)
     sweep = Sweep(plan, journal, reporter, inherit)
     reporter.resume(sweep.in_order())
     sweep.retell()
@@ -120,9 +127,15 @@ def make_plan(config: StageConfig) -> SweepPlan:
     """What the sweep's decisions depend on."""
     from components.tasks import get_task
 
-    epochs = min(config.train.epochs, config.tune.max_epochs or config.train.epochs)
+    # A report of a cross-validation is a fold.
+    epochs = config.tune.folds or trial_epochs(config)
     space = SearchSpace(config.tune, config.model, config.train)
     return SweepPlan(config.tune, space, config.seed, epochs, resolve_aims(config.tune, get_task(config.task)))
+
+
+def trial_epochs(config: StageConfig) -> int:
+    """Epochs that a trial runs at most."""
+    return min(config.train.epochs, config.tune.max_epochs or config.train.epochs)
 
 
 def owner_digest(config: StageConfig, dataset_digest: str) -> str:
@@ -147,12 +160,17 @@ def write_sweep(draft: Draft, sweep: Sweep, winner: Trial, config: StageConfig) 
     """Fills the artifact. Its content holds no times, so that a resumed sweep gives the same bytes."""
     model, train = apply_config(config.model, config.train, winner.config)
     metrics = sweep.metrics(winner)
+    repeats = describe_repeats(sweep, winner)
+    if repeats:
+        # The honest figure: the seed that chose it flatters it.
+        metrics[sweep.facts.metric] = repeats["mean"]
     best = {
         "trial": winner.number,
         "config": winner.config,
         "metric": {"name": sweep.facts.metric, "value": metrics[sweep.facts.metric], "split": "validation"},
         "aims": {aim.name: metrics[aim.name] for aim in sweep.facts.aims},
         "pareto": [trial.number for trial in sweep.pareto()],
+        "repeats": repeats,
         "model": model.model_dump(mode="json"),
         "train": train.model_dump(mode="json"),
     }
@@ -174,6 +192,7 @@ def describe(trial: Trial, state: SweepState) -> dict[str, Any]:
         "chosen_by": trial.chosen_by,
         "reason": trial.reason,
         "failures": trial.failures,
+        **({"repeat_of": trial.repeat_of, "seed": trial.seed} if trial.repeat_of is not None else {}),
         **({"takeovers": trial.takeovers} if trial.takeovers else {}),
     }
 

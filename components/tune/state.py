@@ -26,12 +26,17 @@ class SweepFacts:
         aims: The first decides which epoch is a trial's best.
         epochs: Longest run of a trial.
         trials: Configurations that are tried.
+        repeats, finalists: Seeds over which so many of the best are trained again; 0 for none.
+        folds: Parts of a cross-validation; 0 without one. A report is then the mean over the folds so far.
         max_drop, prefer: The rule that picks one of several best (`tune.choose`).
     """
 
     aims: tuple[Aim, ...]
     epochs: int
     trials: int
+    repeats: int = 0
+    finalists: int = 0
+    folds: int = 0
     max_drop: float = 0.0
     prefer: str | None = None
 
@@ -61,6 +66,8 @@ class Trial:
         measured: What was measured of its network.
         reason: Why it failed last; it may have gone on since.
         failures: Times it failed.
+        seed: Of its training; None is the spec's.
+        repeat_of: The finalist that it repeats with another seed.
         takeovers: Where it took over from another trial: {"epoch", "source", "config"} (population based training).
     """
 
@@ -72,6 +79,8 @@ class Trial:
     state: State = "running"
     reason: str | None = None
     failures: int = 0
+    seed: int | None = None
+    repeat_of: int | None = None
     takeovers: list[dict[str, Any]] = field(default_factory=list)
     started_s: float = 0.0
     ended_s: float = 0.0
@@ -83,6 +92,8 @@ class SweepState:
     def __init__(self, facts: SweepFacts) -> None:
         self.facts = facts
         self.trials: dict[int, Trial] = {}
+        self.finalists: list[int] | None = None
+        """Trials that are repeated over seeds, best first; None until the search has ended."""
         self.observed: list[Record] = []
         """What earlier sweeps or runs were told to this one."""
         self.open_exploits: list[dict[str, Any]] = []
@@ -91,7 +102,8 @@ class SweepState:
     @property
     def total(self) -> int:
         """Trials of the whole sweep."""
-        return self.facts.trials
+        repeated = self.facts.finalists if self.finalists is None else len(self.finalists)
+        return self.facts.trials + self.facts.repeats * min(repeated, self.facts.trials)
 
     @property
     def ended(self) -> int:
@@ -101,13 +113,32 @@ class SweepState:
         """All trials by number."""
         return [self.trials[number] for number in sorted(self.trials)]
 
+    def searched(self) -> list[Trial]:
+        """The trials of the search, without those that only repeat one."""
+        return [trial for trial in self.in_order() if trial.repeat_of is None]
+
+    def best_first(self) -> list[Trial]:
+        """Rated trials by the first aim, the earlier of equals first."""
+        first = self.facts.aims[0]
+        return sorted(self.rated(), key=lambda trial: (-first.sign * self.metrics(trial)[first.name], trial.number))
+
+    def repeated(self) -> dict[int, list[float]]:
+        """The first aim over seeds, by finalist; those whose repeats all failed are not in it."""
+        scores: dict[int, list[float]] = {}
+        for trial in self.in_order():
+            if trial.repeat_of is not None and trial.state == "finished" and trial.reports:
+                scores.setdefault(trial.repeat_of, []).append(self.metrics(trial)[self.facts.metric])
+        return scores
+
     def metrics(self, trial: Trial) -> dict[str, float]:
         """See `best_metrics`."""
         return best_metrics(trial, self.facts)
 
     def rated(self) -> list[Trial]:
         """Trials that may win: they ended without failing, and every aim of theirs is known."""
-        ended = [trial for trial in self.in_order() if trial.state in ("finished", "stopped") and trial.reports]
+        ended = [trial for trial in self.searched() if trial.state in ("finished", "stopped") and trial.reports]
+        if self.facts.folds:
+            ended = [trial for trial in ended if len(trial.reports) == self.facts.folds]
         return [trial for trial in ended if all(aim.name in self.metrics(trial) for aim in self.facts.aims)]
 
     def pareto(self) -> list[Trial]:
@@ -116,8 +147,12 @@ class SweepState:
         return [rated[place] for place in pareto_set([self.metrics(trial) for trial in rated], self.facts.aims)]
 
     def winner(self) -> Trial | None:
-        """The best trial, or the one that the rule picks of several best; None if all failed."""
-        rated = self.rated()
+        """The best trial, or the one that the rule picks of several best; None if all failed. After repeats, the
+        finalist with the best mean over seeds."""
+        rated, means = self.rated(), {trial: sum(values) / len(values) for trial, values in self.repeated().items()}
+        if means:
+            sign = self.facts.aims[0].sign
+            return self.trials[max(means, key=lambda number: (sign * means[number], -number))]
         if not rated:
             return None
         points = [self.metrics(trial) for trial in rated]
@@ -134,7 +169,11 @@ class SweepState:
 
     def _on_suggest(self, record: Record) -> None:
         number = record["trial"]
-        self.trials[number] = Trial(number, record["config"], record["chosen_by"], started_s=record["time"])
+        more: Any = {name: record.get(name) for name in ("seed", "repeat_of")}
+        self.trials[number] = Trial(number, record["config"], record["chosen_by"], started_s=record["time"], **more)
+
+    def _on_finalists(self, record: Record) -> None:
+        self.finalists = record["trials"]
 
     def _on_measure(self, record: Record) -> None:
         self.trials[record["trial"]].measured = record["metrics"]
@@ -177,4 +216,6 @@ def best_metrics(trial: Trial, facts: SweepFacts) -> dict[str, float]:
     if not epochs:
         return dict(trial.measured)
     best = max(epochs, key=lambda epoch: first.sign * trial.reports[epoch][first.name])
+    if facts.folds:
+        best = epochs[-1]  # the mean over the most folds
     return {**trial.reports[best], **trial.measured}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from components.tune.history import RecordedSweep
+from components.tune.luck import chance_of_luck
 from components.tune.state import SweepState, Trial
+
+if TYPE_CHECKING:
+    from components.tune.history import RecordedSweep
 
 
 def summarise(sweep: RecordedSweep) -> dict[str, Any]:
@@ -24,6 +27,7 @@ def summarise(sweep: RecordedSweep) -> dict[str, Any]:
         "best": _best(state, winner) if winner else None,
         "pareto": [trial.number for trial in state.pareto()],
         "budget": budget_of(state),
+        "repeats": describe_repeats(state, winner) if winner else None,
         "trials": [describe_trial(trial, state) for trial in state.in_order()],
     }
 
@@ -33,6 +37,18 @@ def search_in_words(tune: dict[str, Any]) -> str:
     sampler = f" ({tune['sampler']})" if tune["search"] == "bayesian" else ""
     scheduler = f" with {tune['scheduler']}" if tune["scheduler"] else ""
     return f"{tune['search']}{sampler}{scheduler}"
+
+
+def describe_repeats(state: SweepState, winner: Trial) -> dict[str, Any] | None:
+    """Every finalist's scores over seeds, and the chance that the winner only seemed best; None without repeats."""
+    scores = state.repeated()
+    if winner.number not in scores:
+        return None
+    return {
+        "scores": {str(number): values for number, values in scores.items()},
+        "mean": sum(scores[winner.number]) / len(scores[winner.number]),
+        "chance_only_seemed_best": chance_of_luck(scores, winner.number, state.facts.aims[0].sign),
+    }
 
 
 def _best(state: SweepState, winner: Trial) -> dict[str, Any]:
@@ -64,5 +80,7 @@ def describe_trial(trial: Trial, state: SweepState) -> dict[str, Any]:
         "seconds": round(max(0.0, trial.ended_s - trial.started_s), 3) if trial.ended_s else None,
         "failures": trial.failures,
         "reason": trial.reason,
+        "seed": trial.seed,
+        "repeat_of": trial.repeat_of,
         "takeovers": trial.takeovers,
     }

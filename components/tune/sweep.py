@@ -21,7 +21,7 @@ from components.tune.journal import Journal, Record
 from components.tune.pbt import Exploit, Member, plan_generation
 from components.tune.search import Observation, count_trials, suggest
 from components.tune.space import SearchSpace
-from components.tune.state import SweepFacts, SweepState, Trial
+from components.tune.state import ENDED, SweepFacts, SweepState, Trial
 from components.tune.stopping import make_stop_rule
 
 
@@ -44,8 +44,17 @@ class SweepPlan:
 
     @property
     def facts(self) -> SweepFacts:
-        choose = self.tune.choose
-        return SweepFacts(self.aims, self.epochs, count_trials(self.tune, self.space), choose.max_drop, choose.prefer)
+        tune = self.tune
+        return SweepFacts(
+            aims=self.aims,
+            epochs=self.epochs,
+            trials=count_trials(tune, self.space),
+            repeats=tune.repeats or 0,
+            finalists=tune.finalists if tune.repeats else 0,
+            folds=tune.folds or 0,
+            max_drop=tune.choose.max_drop,
+            prefer=tune.choose.prefer,
+        )
 
 
 Listener = Callable[[Trial, Record], None]
@@ -95,7 +104,26 @@ class Sweep(SweepState):
         """The next trial to run; None when all have been handed out, or what is left waits for those that run."""
         if self.to_resume:
             return self.trials[self.to_resume.pop(0)]
-        return self._suggest(len(self.trials)) if len(self.trials) < self.total else None
+        if len(self.trials) < self.facts.trials:
+            return self._suggest(len(self.trials))
+        return self._next_repeat() if self.facts.repeats else None
+
+    def _next_repeat(self) -> Trial | None:
+        """The next finalist with another seed, once every trial of the search has ended."""
+        if any(trial.state not in ENDED for trial in self.searched()):
+            return None
+        if self.finalists is None:
+            best = self.best_first()[: self.facts.finalists]
+            self._record("finalists", trials=[trial.number for trial in best])
+        number, place = len(self.trials), len(self.trials) - self.facts.trials
+        if not self.finalists or number >= self.total:
+            return None
+        finalist = self.trials[self.finalists[place % len(self.finalists)]]
+        # Not the seed that all trials share: what chose the finalists must not judge them.
+        seed = self.plan.seed + 1 + place // len(self.finalists)
+        values = {"config": dict(finalist.config), "chosen_by": "repeat", "seed": seed, "repeat_of": finalist.number}
+        self._record("suggest", trial=number, **values)
+        return self.trials[number]
 
     def measure(self, number: int, metrics: Mapping[str, float]) -> None:
         """Takes what was measured of the trial's network; the first measurement counts."""
@@ -123,7 +151,7 @@ class Sweep(SweepState):
             # From the same checkpoint it would come to the same value: no retry.
             self._end(trial.number, "failed", f"{bad} is {metrics[bad]} at epoch {epoch}")
             return
-        goes_on = self.stop_rule.goes_on(trial.number, epoch, metrics[self.facts.metric])
+        goes_on = trial.repeat_of is not None or self.stop_rule.goes_on(trial.number, epoch, metrics[self.facts.metric])
         waits = self._waits_after(epoch)
         values = {"metrics": dict(metrics), "pace": dict(pace), **({"waits": True} if waits else {})}
         self._record("report", trial=trial.number, epoch=epoch, goes_on=goes_on, **values)
@@ -152,7 +180,7 @@ class Sweep(SweepState):
     def _suggest(self, number: int) -> Trial:
         history = [
             *map(observation_of, self.observed),
-            *(self._observation(trial) for trial in self.in_order() if trial.state != "failed"),
+            *(self._observation(trial) for trial in self.searched() if trial.state != "failed"),
         ]
         suggestion = suggest(self.plan.tune, self.plan.space, self.plan.seed, number, history, self.plan.aims)
         self._record("suggest", trial=number, config=dict(suggestion.config), chosen_by=suggestion.chosen_by)
@@ -197,7 +225,7 @@ class Sweep(SweepState):
 
     def _replay(self, record: Record) -> None:
         """Takes over a record of an earlier start. The stop rule is told too, but what was decided stays decided."""
-        if record["kind"] == "report":
+        if record["kind"] == "report" and self.trials[record["trial"]].repeat_of is None:
             self.stop_rule.goes_on(record["trial"], record["epoch"], record["metrics"][self.facts.metric])
         self.apply(record)
 

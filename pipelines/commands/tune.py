@@ -63,11 +63,20 @@ def lines_of(summary: dict[str, Any]) -> list[str]:
         lines.append(f"best    trial {best['trial']}: {values} on validation")
     if len(summary["aims"]) > 1:
         lines.append(f"pareto  trials {', '.join(map(str, summary['pareto']))}")
+    if summary["repeats"]:
+        lines.append(f"repeats {repeats_in_words(summary['repeats'])}")
     lines.append(f"spent   {budget['epochs']} epochs in {budget['seconds']:.0f} s of trials; {budget['spared']} spared")
     if summary["observed"]:
         lines.append(f"told    {summary['observed']} earlier trials")
     lines += [f"trial {t['trial']} failed: {t['reason']}" for t in summary["trials"] if t["state"] == "failed"]
     return lines
+
+
+def repeats_in_words(repeats: dict[str, Any]) -> str:
+    """`mean 0.93 over 3 seeds; chance that it only seemed best 21 %`."""
+    chance, seeds = repeats["chance_only_seemed_best"], max(map(len, repeats["scores"].values()))
+    told = "" if chance is None else f"; chance that it only seemed best {chance:.0%}"
+    return f"mean {repeats['mean']:.4g} over {seeds} seeds{told}"
 
 
 def _short(value: Any) -> str:
@@ -114,9 +123,8 @@ def report(folder: RunFolder, options: argparse.Namespace) -> int:
     """Writes the page."""
     from pathlib import Path
 
-    from components.tune.report import render_report
-
     from components.artifacts.local_store import write_durably
+    from components.tune.report import render_report
     from pipelines.sweeps import open_sweep
 
     target = Path(options.output) if options.output else folder.path / "sweep.html"

@@ -36,6 +36,7 @@ SEARCHES = {
     "bayesian-asha": {"search": "bayesian", "scheduler": "asha"},
     "random-hyperband": {"search": "random", "scheduler": "hyperband", "asha": {"grace_epochs": 1}},
     "random-median": {"search": "random", "scheduler": "median", "median": {"min_trials": 2}},
+    "repeats": {"search": "random", "repeats": 2, "finalists": 2},
     "population": {"search": "random", "scheduler": "pbt"},
     "several-aims": {"search": "bayesian", "metric": ["accuracy", "loss"]},
     "grid": {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import math
+import random
 from functools import partial
 
 import pytest
@@ -255,3 +256,33 @@ def test_a_population_in_any_order_of_reports_decides_the_same(tmp_path):
                     epoch += 1
         records.append([record["exploits"] for record in sweep.journal.records if record["kind"] == "generation"])
     assert records[0] == records[1] and len(records[0]) == 1
+
+
+def noisy(job, worker):
+    """Only the seed decides: whatever won the search had luck."""
+    worker.report(1, {"accuracy": random.Random(f"{job.seed} {job.train.learning_rate}").random()})
+
+
+def test_finalists_are_repeated_over_seeds_that_did_not_choose_them(tmp_path):
+    sweep = run_sweep(tmp_path, noisy, search="random", repeats=3, finalists=2)
+    assert sweep.total == 6 + 2 * 3 and sweep.ended == 12
+    best = sorted(sweep.searched(), key=lambda trial: -trial.reports[1]["accuracy"])[:2]
+    assert sweep.finalists == [trial.number for trial in best]
+    repeats = sweep.in_order()[6:]
+    assert [(trial.repeat_of, trial.seed) for trial in repeats] == [
+        (number, seed) for seed in (1, 2, 3) for number in sweep.finalists
+    ]
+    assert all(trial.config == sweep.trials[trial.repeat_of].config for trial in repeats)
+    means = {number: sum(scores) / 3 for number, scores in sweep.repeated().items()}
+    assert sweep.winner().number == max(means, key=means.get)
+
+
+def test_a_sweep_of_folds_rates_only_trials_with_all_of_them(tmp_path):
+    sweep = Sweep(make_plan(epochs=9, folds=3, trials=3), Journal(tmp_path / "trials.jsonl", "owner"))
+    for values in ([0.9], [0.5, 0.6, 0.4], [0.3, 0.3, 0.45]):
+        trial = sweep.next_trial()
+        for fold, value in enumerate(values, start=1):
+            sweep.report(trial.number, fold, {"accuracy": value})
+    sweep.fail(0, "lost"), sweep.fail(0, "lost")
+    assert sweep.winner().number == 2
+    assert sweep.metrics(sweep.winner()) == {"accuracy": 0.45}
