@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 TICKS = 5
+FEW = 5
 
 
 @dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Axis:
         low, high: Values at the two ends; of a list of words, 0 and their number less one.
         log: Whether logarithms are spaced evenly.
         words: Values of an axis that has no numbers, as JSON, in order.
+        marks: Where the ticks are; empty for round numbers.
     """
 
     low: float
@@ -27,6 +29,7 @@ class Axis:
     end: float
     log: bool = False
     words: tuple[str, ...] = ()
+    marks: tuple[float, ...] = ()
 
     def place(self, value: Any) -> float:
         """Pixels of a value."""
@@ -41,7 +44,8 @@ class Axis:
         """Pixels and text of the marks."""
         if self.words:
             return [(self.place(json.loads(word)), label_of(json.loads(word))) for word in self.words]
-        return [(self.place(value), short(value)) for value in (self._decades() if self.log else self._round_numbers())]
+        values = self.marks or (self._decades() if self.log else self._round_numbers())
+        return [(self.place(value), short(value)) for value in values]
 
     def _decades(self) -> list[float]:
         first, last = math.ceil(math.log10(self.low) - 1e-9), math.floor(math.log10(self.high) + 1e-9)
@@ -61,21 +65,26 @@ class Axis:
         return [round(index * step, 12) for index in range(first, last + 1)]
 
 
-def axis_for(values: Sequence[Any], start: float, end: float, log: bool = False, pad: float = 0.0) -> Axis:
+def axis_for(
+    values: Sequence[Any], start: float, end: float, log: bool = False, pad: float = 0.0, few_are_marked: bool = False
+) -> Axis:
     """The axis that holds all of some values, numbers or words.
 
     Args:
         pad: Room at both ends as a share of the span.
+        few_are_marked: Whether up to five different numbers are the ticks themselves.
     """
     if not values or not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         words = tuple(dict.fromkeys(word_of(value) for value in values))
         words = tuple(sorted(words)) if len(words) > 1 else words
-        return Axis(0, max(1, len(words) - 1), start, end, words=words)
+        room = 0.4 if pad else 0.0
+        return Axis(-room, max(1, len(words) - 1) + room, start, end, words=words)
     low, high = min(values), max(values)
+    few = tuple(sorted(set(values))) if len(set(values)) <= FEW and few_are_marked else ()
     if log and low > 0:
         return Axis(low, high, start, end, log=True)
     room = pad * (high - low) or (abs(high) * 0.05 or 1.0) * (high == low)
-    return Axis(low - room, high + room, start, end)
+    return Axis(low - room, high + room, start, end, marks=few)
 
 
 def word_of(value: Any) -> str:

@@ -125,7 +125,13 @@ def parallel_chart(marks: Sequence[Mark], names: Sequence[str], logs: set[str], 
     width = max(WIDTH, 110 * len(columns))
     places = [50 + index * (width - 110) / max(1, len(columns) - 1) for index in range(len(columns))]
     axes = [
-        axis_for([mark.config[name] for mark in known if name in mark.config], HEIGHT - 30, 34, log=name in logs)
+        axis_for(
+            [mark.config[name] for mark in known if name in mark.config],
+            HEIGHT - 30,
+            34,
+            log=name in logs,
+            few_are_marked=True,
+        )
         for name in names
     ] + [axis_for([mark.value for mark in known], HEIGHT - 30, 34)]
     lines = []
@@ -171,7 +177,7 @@ def importance_chart(importance: Mapping[str, float]) -> str:
 def slice_chart(marks: Sequence[Mark], name: str, log: bool, metric: str) -> str:
     """The metric against one parameter."""
     known = [mark for mark in marks if mark.value is not None and name in mark.config]
-    x = axis_for([mark.config[name] for mark in known], 44, SLICE_WIDTH - 12, log=log, pad=0.04)
+    x = axis_for([mark.config[name] for mark in known], 44, SLICE_WIDTH - 12, log=log, pad=0.04, few_are_marked=True)
     y = axis_for([mark.value for mark in known], SLICE_HEIGHT - BOTTOM, 18, pad=0.08)
     dots = [dot(x.place(mark.config[name]), y.place(mark.value), mark) for mark in known]
     return svg(SLICE_WIDTH, SLICE_HEIGHT, [*frame(x, y, short_name(name), metric), *dots], f"Slice over {name}")

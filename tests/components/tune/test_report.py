@@ -122,3 +122,8 @@ def test_ticks_are_round_and_words_are_in_order(values, log, texts):
     assert [text.replace("0.01", "1e-2").replace("0.001", "1e-3").replace("0.0001", "1e-4") for text in found] == (
         texts or found
     )
+
+
+def test_a_few_numbers_are_their_own_ticks():
+    axis = axis_for([32, 64, 32], 0, 100, few_are_marked=True)
+    assert axis.ticks() == [(0.0, "32"), (100.0, "64")]
