@@ -49,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_plan(add("plan", "tell memory, time and cost before anything is launched"))
     _add_serve(add("serve", "serve one model"))
     _add_predict(add("predict", "ask an endpoint, or a model over files"))
+    _add_tune(add("tune", "read, extend and report sweeps"), shared)
     add("runs", "list the runs under PENSTOCK_HOME")
     stop = add("stop", "end the endpoints and the Ray of this PENSTOCK_HOME, or one run")
     stop.add_argument("run", nargs="?", help="the run to end")
@@ -83,6 +84,22 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--price", type=float, metavar="P", help="price of a GPU per hour")
     parser.add_argument("--samples", type=int, metavar="N", help="samples of the training split")
     parser.add_argument("--probe", action="store_true", help="measure the speed here with a few training steps")
+
+
+def _add_tune(parser: Parser, shared: Parser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", parser_class=Parser, required=True)
+    texts = {
+        "show": "tell every trial of a run's sweep",
+        "extend": "run more trials of a finished sweep, and what follows it",
+        "report": "write a run's sweep as one HTML page",
+    }
+    for name, text in texts.items():
+        action = actions.add_parser(name, help=text, description=text, parents=[shared])
+        action.add_argument("run", help="a run, or the beginning of its id")
+        if name == "extend":
+            action.add_argument("--trials", type=int, required=True, metavar="N", help="how many more")
+        if name == "report":
+            action.add_argument("--output", metavar="FILE", help="default: sweep.html in the run's folder")
 
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:

@@ -98,7 +98,8 @@ def _sweep(artifact: Artifact | None) -> dict[str, Any] | None:
     if artifact is None:
         return None
     best = artifact.manifest.metadata
-    return {"trials": best["trials"], "best_config": best["config"], "best_metric": best["metric"]}
+    more = {name: best.get(name) for name in ("aims", "pareto", "repeats")}
+    return {"trials": best["trials"], "best_config": best["config"], "best_metric": best["metric"], **more}
 
 
 def _model(artifact: Artifact | None, metrics: Mapping[str, Any]) -> dict[str, Any] | None:

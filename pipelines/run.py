@@ -150,6 +150,12 @@ def _create(home: Path, spec: Spec, source: str, identity: str, options: RunOpti
     )
     folder = RunFolder(runs_folder(home) / run_id)
     folder.create(facts, spec.canonical_json())
+    if not options.fresh:
+        from pipelines.sweeps import make_history
+
+        history = make_history(folder, spec, home)
+        if history is not None:
+            folder.write_facts(replace(facts, history={"uri": history.uri, "digest": history.digest}))
     return folder
 
 

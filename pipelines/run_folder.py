@@ -41,6 +41,7 @@ class RunFacts:
         until: Last stage, or None for all.
         champion: {"uri", "digest"} of the champion that reigned at the first start that could ask MLflow, or None.
             Frozen, so that a resumed run is compared with the same one.
+        history: {"uri", "digest"} of what earlier sweeps tell this run's, or None.
     """
 
     run_id: str
@@ -54,6 +55,7 @@ class RunFacts:
     code: str
     until: str | None = None
     champion: dict[str, str] | None = None
+    history: dict[str, str] | None = None
     offline: bool = False
     debug: bool = False
 

@@ -63,7 +63,8 @@ def planned(folder: RunFolder, facts: RunFacts) -> list[StagePlan]:
     """The stages of a run, from what its folder holds."""
     spec = Spec.model_validate_json((folder.path / "spec.json").read_text())
     champion = Ref(**facts.champion) if facts.champion else None
-    return plan_stages(spec, facts.source_digest, facts.tracking_uri, champion, facts.until)
+    history = Ref(**facts.history) if facts.history else None
+    return plan_stages(spec, facts.source_digest, facts.tracking_uri, champion, facts.until, history)
 
 
 def run_pipeline(folder: RunFolder, facts: RunFacts) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from components.errors import PenstockError, SpecError
 from components.serve.keys import is_loopback
 from components.tasks import get_task
-from components.tune.space import check_space
+from components.tune.check import check_tune
 
 if TYPE_CHECKING:
     from pipelines.spec import Spec
@@ -72,14 +72,21 @@ def _tokens_fit(spec: Spec) -> list[PenstockError]:
 def _space_fits(spec: Spec) -> list[PenstockError]:
     if spec.tune is None:
         return []
-    errors: list[PenstockError] = list(check_space(spec.tune.space, spec.model, spec.train))
+    counted = [name for name in ("max_steps", "validate_every_steps") if getattr(spec.train, name) is not None]
+    if counted:
+        return [SpecError(f"tune counts in epochs, so train.{counted[0]} cannot be set beside it; use train.epochs and "
+                          "tune.max_epochs.", f"train.{counted[0]}")]  # fmt: skip
+    errors: list[PenstockError] = list(check_tune(spec.tune, spec.model, spec.train, get_task(spec.task)))
     allowed = get_task(spec.task).architectures
-    for name, item in spec.tune.space.items():
-        for value in getattr(item, "choice", getattr(item, "grid", ())):
-            named = value.get("architecture") if isinstance(value, dict) and name == "model" else None
+    for name in ("model", "model.architecture"):
+        item = spec.tune.space.get(name)
+        for value in getattr(item, "values", ()):
+            named = value.get("architecture") if isinstance(value, dict) else value if "." in name else None
             if named is not None and named not in allowed:
-                text = f"tune.space.model names {named}, which does not fit {spec.task}; allowed: {', '.join(allowed)}."
-                errors.append(SpecError(text, "tune.space.model"))
+                text = (
+                    f"tune.space.{name} names {named}, which does not fit {spec.task}; allowed: {', '.join(allowed)}."
+                )
+                errors.append(SpecError(text, f"tune.space.{name}"))
     return errors
 
 

@@ -28,7 +28,8 @@ class StagePlan:
         name: The stage.
         config: Canonical JSON of the fields that the stage reads.
         inputs: Name of the input -> the stage that makes it. `compression/model` is the model inside a compression.
-        given: Inputs that are known before the run, by name: the source's content, the reigning champion.
+        given: Inputs that are known before the run, by name: the source's content, what earlier
+            sweeps tell, the reigning champion.
     """
 
     name: str
@@ -42,7 +43,12 @@ class StagePlan:
 
 
 def plan_stages(
-    spec: Spec, source_digest: str, tracking_uri: str, champion: Ref | None = None, until: str | None = None
+    spec: Spec,
+    source_digest: str,
+    tracking_uri: str,
+    champion: Ref | None = None,
+    until: str | None = None,
+    history: Ref | None = None,
 ) -> list[StagePlan]:
     """The stages of `spec` in order, up to and including `until`."""
     present = [name for name in ORDER if _is_present(name, spec)]
@@ -53,6 +59,8 @@ def plan_stages(
         given: dict[str, Ref] = {}
         if name == "data":
             given["source"] = Ref(spec.data.source, source_digest)
+        if name == "tune" and history is not None:
+            given["history"] = history
         if name == "evaluate" and champion is not None:
             given["champion"] = champion
         config = _config_of(name, spec, tracking_uri)

@@ -61,7 +61,9 @@ def _sweep(result: Mapping[str, Any]) -> list[str]:
     if sweep is None:
         return []
     best = sweep["best_metric"]
-    return [f"sweep       {sweep['trials']} trials, best {best['name']} {best['value']:.4f} on {best['split']}"]
+    chance = (sweep.get("repeats") or {}).get("chance_only_seemed_best")
+    luck = f", chance that it only seemed best {chance:.0%}" if chance is not None else ""
+    return [f"sweep       {sweep['trials']} trials, best {best['name']} {best['value']:.4f} on {best['split']}{luck}"]
 
 
 def _compression(result: Mapping[str, Any]) -> list[str]:

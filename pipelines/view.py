@@ -28,6 +28,8 @@ class StageState:
     total: int = 0
     metrics: dict[str, float] = field(default_factory=dict)
     text: str = ""
+    standing: str = ""
+    """Of a sweep: best so far, how many run, stopped early, failed."""
 
     def apply(self, event: dict[str, Any]) -> None:
         """Takes one event in."""
@@ -39,6 +41,7 @@ class StageState:
         elif kind in ("progress", "trial"):
             self.step, self.total = event["step"] or self.step, event["total"] or self.total
             self.metrics = event["metrics"] or self.metrics
+            self.standing = event.get("standing", "")
         elif kind == "note":
             self.text = event.get("text", "")
 
@@ -98,7 +101,8 @@ class PlainView(View):
             return f"{stage} {describe_trial(event)}"
         if kind == "progress" and time.monotonic() - self._last_progress > PLAIN_PROGRESS_S:
             self._last_progress = time.monotonic()
-            return f"{stage} {event['step']}/{event['total']}  {describe_metrics(event['metrics'])}"
+            told = event.get("standing") or describe_metrics(event["metrics"])
+            return f"{stage} {event['step']}/{event['total']}  {told}"
         return None
 
 
@@ -168,9 +172,8 @@ class LiveView(View):
         if state.state == "running":
             seconds = f"{time.time() - (state.started or time.time()):.0f} s"
             bar = ProgressBar(state.total, state.step, width=24) if state.total else ""
-            detail: Any = _beside(
-                bar, f"{state.step}/{state.total}  {describe_metrics(state.metrics)}" if state.total else state.text
-            )
+            told = state.standing or describe_metrics(state.metrics)
+            detail: Any = _beside(bar, f"{state.step}/{state.total}  {told}" if state.total else state.text)
         else:
             seconds = (
                 f"{state.seconds:.1f} s" if state.seconds is not None else "cached" if state.state == "cached" else ""

@@ -77,6 +77,8 @@ class Task(ABC):
     """What `describe` measures."""
     deciding_metric: ClassVar[str]
     mode: ClassVar[Literal["max", "min"]]
+    reported: ClassVar[tuple[str, ...]] = ()
+    """What else `metrics` gives, by name, besides the deciding metric and `loss`; a sweep may aim at it."""
 
     @abstractmethod
     def fit(self, rows: Iterable[pa.Table], classes: Sequence[str], config: FeatureConfig) -> Preprocessing:

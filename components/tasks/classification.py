@@ -79,6 +79,7 @@ class Classification(Task):
 
     deciding_metric: ClassVar[str] = "accuracy"
     mode: ClassVar[Literal["max", "min"]] = "max"
+    reported: ClassVar[tuple[str, ...]] = ("precision", "recall", "f1")
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float) -> torch.Tensor:
         import torch

@@ -10,10 +10,11 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from components.artifacts.local_store import write_durably
 from components.context import append_line
 from components.errors import StageError
 
@@ -26,17 +27,27 @@ class Journal:
     Args:
         path: The file; made with its first line.
         owner: Digest of what was searched how: records of another sweep are refused.
+        about: Kept in the first record, so that the journal alone tells what its sweep was.
+        begin: Records of earlier sweeps that a new journal begins with.
     """
 
-    def __init__(self, path: Path, owner: str) -> None:
+    def __init__(
+        self, path: Path, owner: str, about: Mapping[str, Any] | None = None, begin: Sequence[Record] = ()
+    ) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         cut_torn_line(path)
         self.records = read_records(path)
         if not self.records:
-            self.append("sweep", owner=owner)
+            self._begin({"kind": "sweep", "owner": owner, "about": dict(about or {}), "time": time.time()}, begin)
         elif self.records[0].get("owner") != owner:
             raise StageError(f"{path} belongs to another sweep; remove that folder, or run with --fresh to start anew.")
+
+    def _begin(self, first: Record, more: Sequence[Record]) -> None:
+        """Writes the first records, all of them or none."""
+        self.records = [json.loads(json.dumps(record, default=str)) for record in (first, *more)]
+        lines = [json.dumps({**record, "check": check_sum(record)}, separators=(",", ":")) for record in self.records]
+        write_durably(self.path, "\n".join(lines) + "\n")
 
     def append(self, kind: str, **values: Any) -> Record:
         """Writes one record and waits until it is on the disk."""
@@ -71,7 +82,16 @@ def read_records(path: Path) -> list[Record]:
     """
     if not path.exists():
         return []
-    return [_read_record(path, number, line) for number, line in enumerate(path.read_bytes().splitlines(), start=1)]
+    return parse_records(path, path.read_bytes())
+
+
+def parse_records(path: Path, content: bytes) -> list[Record]:
+    """The records in some bytes of a journal.
+
+    Raises:
+        StageError: Naming the first line that is damaged.
+    """
+    return [_read_record(path, number, line) for number, line in enumerate(content.splitlines(), start=1)]
 
 
 def _read_record(path: Path, number: int, line: bytes) -> Record:

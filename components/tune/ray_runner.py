@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from ray.tune.schedulers import TrialScheduler
     from ray.tune.search import Searcher
 
-WORKER_DEATHS = 1
-"""A trial whose process died (killed for memory, a crash) is started once more, from its checkpoint."""
 PLACEMENT_TIMEOUT_S = 30
 THREAD_END_TIMEOUT_S = 60
 """How long a stopped trial may take to unwind before its process is given up."""
@@ -113,7 +111,7 @@ def _make_tuner(
         tune_config=tune.TuneConfig(
             search_alg=make_searcher(sweep, slots.count),
             scheduler=scheduler,
-            num_samples=sweep.total - sweep.ended,
+            num_samples=-1,  # the searcher says when it is done
             reuse_actors=True,
             trial_name_creator=name_trial,
             trial_dirname_creator=name_trial,
@@ -122,7 +120,8 @@ def _make_tuner(
             name="tune",
             storage_path=str(settings.work_folder),
             verbose=0,
-            failure_config=tune.FailureConfig(max_failures=WORKER_DEATHS),
+            # Retries are the sweep's: it records them.
+            failure_config=tune.FailureConfig(max_failures=0),
             callbacks=[watch],
         ),
     )
@@ -174,7 +173,7 @@ def make_trainable(settings: TrialSettings, train: TrainFunction, threads: int) 
                 raise TrialStopped from None
             return True
 
-        run_trial(settings, config["number"], json.loads(config["values"]), train, send)
+        run_trial(settings, config["number"], json.loads(config["values"]), train, send, config["seed"])
 
     return penstock_trial
 
@@ -184,9 +183,13 @@ def make_searcher(sweep: Sweep, count: int) -> Searcher:
     from ray.tune.search import Searcher
 
     class JournalSearcher(Searcher):
-        def suggest(self, trial_id: str) -> dict[str, Any] | None:
+        def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
+            if sweep.ended >= sweep.total:
+                return Searcher.FINISHED
             trial = sweep.next_trial() if sweep.running < count else None
-            return None if trial is None else {"number": trial.number, "values": json.dumps(trial.config)}
+            if trial is None:
+                return None
+            return {"number": trial.number, "values": json.dumps(trial.config), "seed": trial.seed}
 
         def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
             """The sweep has heard of it from the scheduler."""
@@ -219,7 +222,7 @@ def make_scheduler(sweep: Sweep, settings: TrialSettings) -> Any:
 
 
 def make_watch(sweep: Sweep, warn: Callable[[str], None]) -> Callback:
-    """Records trials whose process died for good, and says once when no trial could be placed in time."""
+    """Records trials whose process died, and says once when no trial could be placed in time."""
     from ray.tune import Callback
 
     class Watch(Callback):
@@ -234,7 +237,6 @@ def make_watch(sweep: Sweep, warn: Callable[[str], None]) -> Callback:
                 warn(f"No trial could be placed for {PLACEMENT_TIMEOUT_S} s: the cluster's CPUs or GPUs are in use.")
 
         def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-            # Not the scheduler's method of this name: that one is called before each retry too.
             path = Path(trial.error_file)
             sweep.fail(trial.config["number"], name_death(path.read_text() if path.exists() else ""))
 
@@ -244,7 +246,7 @@ def make_watch(sweep: Sweep, warn: Callable[[str], None]) -> Callback:
 def name_death(text: str) -> str:
     """Why a trial's process was given up, without addresses and pids: equal sweeps have equal records."""
     if "OutOfMemory" in text or "out of memory" in text:
-        return f"its process ran out of memory {WORKER_DEATHS + 1} times"
+        return "its process ran out of memory"
     if "ActorDied" in text or "actor died" in text or not text.strip():
-        return f"its process died {WORKER_DEATHS + 1} times (killed, or crashed in native code)"
-    return f"its process failed {WORKER_DEATHS + 1} times: {text.strip().splitlines()[-1].strip()[:300]}"
+        return "its process died (killed, or crashed in native code)"
+    return f"its process failed: {text.strip().splitlines()[-1].strip()[:300]}"

@@ -42,6 +42,9 @@ def deliver(sweep: Sweep, number: int, message: Message) -> bool:
     """Hands a trial's message to the sweep and says whether the trial goes on."""
     if message["state"] == "fatal":
         raise StageError(f"The search had to stop: {message['reason']}.")
+    if message["state"] == "measured":
+        sweep.measure(number, message["metrics"])
+        return True
     if message["state"] == "report":
         return sweep.report(number, message["epoch"], message["metrics"], message["pace"])
     if message["state"] == "finished":
@@ -64,7 +67,7 @@ def run_here(sweep: Sweep, settings: TrialSettings, train: TrainFunction) -> Non
     while (trial := sweep.next_trial()) is not None:
         carrier = _Carrier(sweep, trial.number)
         with suppress(TrialStopped):
-            run_trial(settings, trial.number, trial.config, train, carrier.send)
+            run_trial(settings, trial.number, trial.config, train, carrier.send, trial.seed)
         if carrier.error is not None:
             raise carrier.error
         remove_checkpoints(sweep, settings)

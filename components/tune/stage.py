@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from components.artifacts import Artifact, Draft, Ref, open_artifact, write_artifact
@@ -12,13 +13,22 @@ from components.context import Context
 from components.errors import StageError
 from components.models.config import ModelConfig
 from components.train.config import TrainConfig
+from components.tune.aims import MEASURED, resolve_aims
 from components.tune.config import TuneConfig
-from components.tune.journal import Journal
+from components.tune.fields import apply_config
+from components.tune.folds import make_folds
+from components.tune.inherit import inherit_checkpoints
+from components.tune.journal import Journal, Record
+from components.tune.pbt import Exploit
 from components.tune.reporter import Reporter
-from components.tune.search import count_trials
-from components.tune.space import apply_config
-from components.tune.sweep import Sweep, SweepPlan, Trial
+from components.tune.space import SearchSpace
+from components.tune.state import SweepState, Trial
+from components.tune.summary import describe_repeats
+from components.tune.sweep import Inherit, Sweep, SweepPlan
 from components.tune.trial import TrainFunction, TrialSettings
+
+JOURNAL_NAME = "trials.jsonl"
+HISTORY_KIND = "history"
 
 
 class StageConfig(Config):
@@ -37,6 +47,7 @@ def run(
     output: str,
     context: Context,
     train: TrainFunction | None = None,
+    inherit: Callable[[TrialSettings, list[Exploit]], None] = inherit_checkpoints,
 ) -> Artifact:
     """Runs every trial and writes the `sweep` artifact.
 
@@ -44,14 +55,16 @@ def run(
     continue from their checkpoints.
 
     Args:
-        inputs: `dataset`.
+        inputs: `dataset`, and `history` where earlier sweeps are gone on from.
         train: What trains a trial; None is `components.train.loop.train`.
+        inherit: Moves its checkpoints between trials of a population.
 
     Raises:
         StageError: If all trials failed, with the first one's reason.
     """
     dataset = open_artifact(inputs["dataset"], kind="dataset")
-    sweep = open_sweep(config, dataset.digest, context)
+    plan = make_plan(config)
+    folds = config.tune.folds
     settings = TrialSettings(
         task=config.task,
         model=config.model,
@@ -59,7 +72,15 @@ def run(
         seed=config.seed,
         dataset=dataset.path,
         work_folder=context.work_folder,
+        measures=tuple(aim.name for aim in plan.aims if aim.name in MEASURED),
+        folds=make_folds(dataset.path, context.work_folder / "folds", folds, config.seed) if folds else (),
+        epochs=trial_epochs(config),
+        metric=plan.facts.metric,
+        sign=plan.aims[0].sign,
     )
+    begin = read_history(inputs, context)
+    journal = open_journal(config, plan, dataset.digest, context, begin)
+    sweep = open_sweep(plan, journal, context, partial(inherit, settings))
     run_trials(sweep, settings, train or _default_train(), context)
     winner = sweep.winner()
     if winner is None:
@@ -70,12 +91,33 @@ def run(
     return draft.artifact
 
 
-def open_sweep(config: StageConfig, dataset_digest: str, context: Context) -> Sweep:
+def read_history(inputs: Mapping[str, Ref], context: Context) -> list[Record]:
+    """The records of earlier sweeps that this one begins with; says what they are if it has not begun yet."""
+    if "history" not in inputs:
+        return []
+    history = open_artifact(inputs["history"], kind=HISTORY_KIND)
+    if not (context.work_folder / JOURNAL_NAME).exists():
+        context.event("note", text=history.manifest.metadata["text"])
+    return history.read_json("records.json")
+
+
+def open_journal(
+    config: StageConfig, plan: SweepPlan, dataset_digest: str, context: Context, begin: Sequence[Record] = ()
+) -> Journal:
+    """The journal of this work folder. Its first record says what is searched, so that it can be read by itself."""
+    about = {**describe_sweep(config, plan), "dataset": dataset_digest}
+    return Journal(context.work_folder / JOURNAL_NAME, owner_digest(config, dataset_digest), about, begin)
+
+
+def describe_sweep(config: StageConfig, plan: SweepPlan) -> dict[str, Any]:
+    """What a sweep is, as plain values."""
+    return {**plan.facts.to_json(), **config.model_dump(mode="json")}
+
+
+def open_sweep(plan: SweepPlan, journal: Journal, context: Context, inherit: Inherit) -> Sweep:
     """The sweep of this work folder: a new one, or what an earlier start left of it."""
-    plan = make_plan(config)
-    reporter = Reporter(context, plan, count_trials(config.tune))
-    journal = Journal(context.work_folder / "trials.jsonl", owner_digest(config, dataset_digest))
-    sweep = Sweep(plan, journal, reporter)
+    reporter = Reporter(context, plan.facts, SweepState(plan.facts).total)
+    sweep = Sweep(plan, journal, reporter, inherit)
     reporter.resume(sweep.in_order())
     sweep.retell()
     return sweep
@@ -85,9 +127,15 @@ def make_plan(config: StageConfig) -> SweepPlan:
     """What the sweep's decisions depend on."""
     from components.tasks import get_task
 
-    task = get_task(config.task)
-    epochs = min(config.train.epochs, config.tune.max_epochs or config.train.epochs)
-    return SweepPlan(config.tune, config.seed, epochs, task.deciding_metric, task.mode)
+    # A report of a cross-validation is a fold.
+    epochs = config.tune.folds or trial_epochs(config)
+    space = SearchSpace(config.tune, config.model, config.train)
+    return SweepPlan(config.tune, space, config.seed, epochs, resolve_aims(config.tune, get_task(config.task)))
+
+
+def trial_epochs(config: StageConfig) -> int:
+    """Epochs that a trial runs at most."""
+    return min(config.train.epochs, config.tune.max_epochs or config.train.epochs)
 
 
 def owner_digest(config: StageConfig, dataset_digest: str) -> str:
@@ -110,33 +158,42 @@ def run_trials(sweep: Sweep, settings: TrialSettings, train: TrainFunction, cont
 
 def write_sweep(draft: Draft, sweep: Sweep, winner: Trial, config: StageConfig) -> None:
     """Fills the artifact. Its content holds no times, so that a resumed sweep gives the same bytes."""
-    metric, mode = sweep.plan.metric, sweep.plan.mode
     model, train = apply_config(config.model, config.train, winner.config)
-    value = winner.best(metric, mode)[metric]
+    metrics = sweep.metrics(winner)
+    repeats = describe_repeats(sweep, winner)
+    if repeats:
+        # The honest figure: the seed that chose it flatters it.
+        metrics[sweep.facts.metric] = repeats["mean"]
     best = {
         "trial": winner.number,
         "config": winner.config,
-        "metric": {"name": metric, "value": value, "split": "validation"},
+        "metric": {"name": sweep.facts.metric, "value": metrics[sweep.facts.metric], "split": "validation"},
+        "aims": {aim.name: metrics[aim.name] for aim in sweep.facts.aims},
+        "pareto": [trial.number for trial in sweep.pareto()],
+        "repeats": repeats,
         "model": model.model_dump(mode="json"),
         "train": train.model_dump(mode="json"),
     }
-    draft.write_json("trials.json", [describe(trial, sweep.plan) for trial in sweep.in_order()])
+    draft.write_json("trials.json", [describe(trial, sweep) for trial in sweep.in_order()])
     draft.write_json("best.json", best)
     seconds = [{"trial": trial.number, "seconds": trial.ended_s - trial.started_s} for trial in sweep.in_order()]
     draft.write_json("timing.json", seconds, content=False)
     draft.metadata = {**best, "trials": sweep.total}
 
 
-def describe(trial: Trial, plan: SweepPlan) -> dict[str, Any]:
-    """A trial's line in trials.json; `metrics` are those of its best epoch on validation."""
+def describe(trial: Trial, state: SweepState) -> dict[str, Any]:
+    """A trial's line in trials.json; `metrics` are those of its best epoch on validation, and what was measured."""
     return {
         "trial": trial.number,
         "config": trial.config,
         "state": trial.state,
-        "metrics": trial.best(plan.metric, plan.mode),
+        "metrics": state.metrics(trial),
         "epochs": len(trial.reports),
         "chosen_by": trial.chosen_by,
         "reason": trial.reason,
+        "failures": trial.failures,
+        **({"repeat_of": trial.repeat_of, "seed": trial.seed} if trial.repeat_of is not None else {}),
+        **({"takeovers": trial.takeovers} if trial.takeovers else {}),
     }
 
 

@@ -12,11 +12,12 @@ from components.errors import PenstockError, as_disk_full
 from components.models.config import ModelConfig
 from components.train.config import TrainConfig
 from components.train.job import TrainJob, TrainResult, Worker
-from components.tune.space import apply_config
+from components.tune.fields import apply_config
 
 TrainFunction = Callable[[TrainJob, Worker], TrainResult]
 Message = dict[str, Any]
-"""From a trial to the sweep: `state` is report (with epoch, metrics, pace), finished, failed or fatal (with reason)."""
+"""From a trial to the sweep: `state` is measured (with metrics), report (with epoch, metrics, pace), finished, failed
+or fatal (with reason)."""
 Send = Callable[[Message], bool]
 """Delivers a message and says whether the trial goes on, or raises TrialStopped."""
 
@@ -38,6 +39,10 @@ class TrialSettings:
     Attributes:
         dataset: Local folder of the Dataset artifact.
         work_folder: Trial 3 keeps its checkpoints in `trials/003` below it.
+        measures: What is measured of each network, because the sweep aims at it.
+        folds: Datasets of a cross-validation; none trains on `dataset` itself.
+        epochs: Most epochs of a fold.
+        metric, sign: Which epoch of a fold is its best.
     """
 
     task: str
@@ -46,18 +51,23 @@ class TrialSettings:
     seed: int
     dataset: Path
     work_folder: Path
+    measures: tuple[str, ...] = ()
+    folds: tuple[Path, ...] = ()
+    epochs: int = 0
+    metric: str = ""
+    sign: int = 1
 
     def folder(self, number: int) -> Path:
         return self.work_folder / "trials" / f"{number:03d}"
 
-    def job(self, number: int, config: Mapping[str, Any]) -> TrainJob:
-        """The training run of a trial. All trials have the spec's seed, as the final training does."""
+    def job(self, number: int, config: Mapping[str, Any], seed: int | None = None) -> TrainJob:
+        """The training run of a trial. All have the spec's seed, as the final training does, but repeats."""
         model, train = apply_config(self.model, self.train, config)
         return TrainJob(
             task=self.task,
             model=model,
             train=train.model_copy(update={"workers": 1}),
-            seed=self.seed,
+            seed=self.seed if seed is None else seed,
             dataset=self.dataset,
             work_folder=self.folder(number),
             key_file=self.work_folder / "key",
@@ -85,7 +95,12 @@ class TrialWorker:
 
 
 def run_trial(
-    settings: TrialSettings, number: int, config: Mapping[str, Any], train: TrainFunction, send: Send
+    settings: TrialSettings,
+    number: int,
+    config: Mapping[str, Any],
+    train: TrainFunction,
+    send: Send,
+    seed: int | None = None,
 ) -> None:
     """Trains to the end or to an error and sends the outcome. An error of the trial goes no further.
 
@@ -95,13 +110,31 @@ def run_trial(
     folder = settings.folder(number)
     folder.mkdir(parents=True, exist_ok=True)
     try:
-        train(settings.job(number, config), TrialWorker(send))
+        job = settings.job(number, config, seed)
+        if settings.measures:
+            send({"state": "measured", "metrics": measure(job, settings.measures)})
+        if settings.folds:
+            train_folds(settings, job, TrialWorker(send), train)
+        else:
+            train(job, TrialWorker(send))
     except TrialStopped:
         raise
     except (Exception, SystemExit) as error:  # noqa: BLE001 - recorded with its trial; the others go on
         send(failure(error, folder))
     else:
         send({"state": "finished"})
+
+
+def train_folds(settings: TrialSettings, job: TrainJob, worker: Worker, train: TrainFunction) -> None:
+    from components.tune.folds import cross_validate
+
+    cross_validate(job, worker, settings.folds, settings.epochs, settings.metric, settings.sign, train)
+
+
+def measure(job: TrainJob, wanted: tuple[str, ...]) -> dict[str, float]:
+    from components.tune.measure import measure_network
+
+    return measure_network(job, wanted)
 
 
 def failure(error: BaseException, folder: Path) -> Message:

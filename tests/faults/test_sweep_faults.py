@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from components.tune.journal import Journal
 from components.tune.runners import run_here
 from components.tune.stage import describe
 from components.tune.sweep import Sweep
-from tests.components.tune.fakes import fake_metrics, fake_train, make_plan, make_settings
+from tests.components.tune.fakes import fake_inherit, fake_metrics, fake_train, make_plan, make_settings
 
 pytestmark = pytest.mark.faults
 
@@ -33,6 +34,11 @@ SEARCHES = {
     "bayesian": {"search": "bayesian"},
     "random-asha": {"search": "random", "scheduler": "asha"},
     "bayesian-asha": {"search": "bayesian", "scheduler": "asha"},
+    "random-hyperband": {"search": "random", "scheduler": "hyperband", "asha": {"grace_epochs": 1}},
+    "random-median": {"search": "random", "scheduler": "median", "median": {"min_trials": 2}},
+    "repeats": {"search": "random", "repeats": 2, "finalists": 2},
+    "population": {"search": "random", "scheduler": "pbt"},
+    "several-aims": {"search": "bayesian", "metric": ["accuracy", "loss"]},
     "grid": {
         "search": "grid",
         "trials": None,
@@ -66,8 +72,10 @@ class MortalJournal(Journal):
 def run_until_killed(folder: Path, lives: float, before: bool = False, **tune) -> Sweep | None:
     """One start of the sweep; None when it was killed."""
     try:
-        sweep = Sweep(make_plan(epochs=5, **tune), MortalJournal(folder / "trials.jsonl", lives, before))
-        run_here(sweep, make_settings(folder, epochs=5), fake_train)
+        settings = make_settings(folder, epochs=5)
+        journal = MortalJournal(folder / "trials.jsonl", lives, before)
+        sweep = Sweep(make_plan(epochs=5, **tune), journal, inherit=partial(fake_inherit, settings))
+        run_here(sweep, settings, fake_train)
     except Killed:
         return None
     return sweep
@@ -75,7 +83,7 @@ def run_until_killed(folder: Path, lives: float, before: bool = False, **tune) -
 
 def outcome(sweep: Sweep) -> str:
     """All that enters the artifact."""
-    return json.dumps([describe(trial, sweep.plan) for trial in sweep.in_order()], sort_keys=True)
+    return json.dumps([describe(trial, sweep) for trial in sweep.in_order()], sort_keys=True)
 
 
 def decisions(sweep: Sweep) -> list[dict]:

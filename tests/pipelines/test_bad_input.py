@@ -79,11 +79,19 @@ def test_a_bad_table_is_refused_before_anything_is_written(told: Told, penstock_
     assert written(penstock_home) == set()
 
 
+RATE = {"train.learning_rate": {"log_uniform": [1e-4, 1e-2]}}
+SIZES = {"train.global_batch_size": {"grid": [16, 32]}}
 BAD_SPECS: dict[str, tuple[dict[str, Any], str]] = {
     "unknown key": ({"train": {"epoch": 3}}, "train.epoch"),
     "wrong type": ({"train": {"epochs": "many"}}, "train.epochs"),
     "out of range": ({"train": {"epochs": 0}}, "train.epochs"),
     "sweep parameter that is no field": ({"tune": {"space": {"train.rate": {"choice": [1]}}}}, "train.rate"),
+    "empty range": ({"tune": {"space": {"train.learning_rate": {"uniform": [2, 1]}}}}, "is empty"),
+    "trials beyond the grid": ({"tune": {"search": "grid", "trials": 3, "space": SIZES}}, "the grid has 2 points"),
+    "constraint nothing meets": ({"tune": {"space": RATE, "constraints": ["train.learning_rate > 1"]}}, "loosen the"),
+    "metric that no task reports": ({"tune": {"space": RATE, "metric": "bleu"}}, "reported by no trial"),
+    "constraint that cannot be read": ({"tune": {"space": RATE, "constraints": ["train.epochs <"]}}, "cannot be read"),
+    "constraint on no field": ({"tune": {"space": RATE, "constraints": ["train.epoch < 3"]}}, "train.epoch"),
     "section of a later version": ({"fuse": {}}, "not available in this version"),
 }
 

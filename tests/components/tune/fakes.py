@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
+from typing import Any
 
 from components.context import Context
 from components.models.config import MlpConfig
 from components.train.config import TrainConfig
 from components.train.job import TrainJob, TrainResult, Worker
-from components.tune.config import TuneConfig
+from components.tune.pbt import Exploit
+from components.tune.stage import StageConfig
+from components.tune.stage import make_plan as plan_sweep
 from components.tune.sweep import SweepPlan
 from components.tune.trial import TrialSettings
 
@@ -44,14 +48,27 @@ def fake_train(job: TrainJob, worker: Worker) -> TrainResult:
     return TrainResult(job.train.epochs, fake_metrics(job, job.train.epochs), history, checkpoint, {})
 
 
+def fake_inherit(settings: TrialSettings, exploits: list[Exploit]) -> None:
+    """Moves the small checkpoint, as `inherit_checkpoints` moves a real one."""
+    for exploit in exploits:
+        target = settings.folder(exploit.trial)
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copy(settings.folder(exploit.source) / "history.json", target / "history.json")
+
+
 def fake_metrics(job: TrainJob, epoch: int) -> dict[str, float]:
     loss = abs(math.log10(job.train.learning_rate) + 3) + 0.5 * (job.model.architecture == "cnn") + 1 / epoch
     return {"accuracy": 1 / (1 + loss), "loss": loss}
 
 
-def make_plan(epochs: int = EPOCHS, **tune: object) -> SweepPlan:
+def make_plan(epochs: int = EPOCHS, **tune: Any) -> SweepPlan:
+    return plan_sweep(make_config(epochs, **tune))
+
+
+def make_config(epochs: int = EPOCHS, seed: int = 0, **tune: Any) -> StageConfig:
     values = {"search": "bayesian", "trials": 6, "space": SPACE, **tune}
-    return SweepPlan(TuneConfig.model_validate(values), seed=0, epochs=epochs, metric="accuracy", mode="max")
+    sections = {"model": {"architecture": "mlp"}, "train": {"epochs": epochs}, "tune": values, "seed": seed}
+    return StageConfig.model_validate({"task": "image-classification", **sections})
 
 
 def make_settings(folder: Path, epochs: int = EPOCHS) -> TrialSettings:

@@ -31,12 +31,12 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> Ref:
     return stage.run(config, {}, str(folder / "dataset"), make_context(folder)).ref
 
 
-def search(folder: Path, digits: Ref, context: Context, train_function=train):
+def search(folder: Path, digits: Ref, context: Context, train_function=train, **tune):
     values = {"search": "bayesian", "trials": 4, "scheduler": "asha", "asha": {"grace_epochs": 1}, "space": SPACE}
     sections = {
         "model": {"architecture": "mlp"},
         "train": {"epochs": 3, "global_batch_size": 128, "precision": "fp32"},
-        "tune": {**values, "concurrency": 1},
+        "tune": {**values, "concurrency": 1, **tune},
     }
     config = StageConfig.model_validate({"task": "image-classification", **sections})
     return run(config, {"dataset": digits}, str(folder / "sweep"), context, train=train_function)
@@ -86,3 +86,15 @@ def test_on_ray_the_sweep_finds_the_same(tmp_path, digits, control, ray_session)
         trial["state"] for trial in control.read_json("trials.json")
     ]
     assert artifact.read_json("best.json")["metric"]["value"] > 0.8
+
+
+def test_folds_and_measured_aims_on_real_networks(tmp_path, digits):
+    values = {"search": "random", "trials": 2, "folds": 2, "max_epochs": 1, "scheduler": None, "space": SPACE}
+    metrics = ["accuracy", "parameters", "latency_ms", "size_bytes"]
+    aims = {"metric": metrics, "choose": {"max_drop": 1, "prefer": "parameters"}}
+    artifact = search(tmp_path, digits, make_context(tmp_path), **values, **aims)
+    best, trials = artifact.read_json("best.json"), artifact.read_json("trials.json")
+    assert [trial["epochs"] for trial in trials] == [2, 2]
+    assert best["aims"]["parameters"] == min(trial["metrics"]["parameters"] for trial in trials)
+    assert 4 * best["aims"]["parameters"] <= best["aims"]["size_bytes"] < 5 * best["aims"]["parameters"]
+    assert 0 < best["aims"]["latency_ms"] < 100

@@ -1,101 +1,78 @@
-"""components/tune/space.py: what a sweep may address, and what a value makes of the sections."""
+"""components/tune/space.py: conditions, constraints and the grid."""
 
 from __future__ import annotations
 
-import pytest
-from pydantic import TypeAdapter, ValidationError
+import itertools
+import random
 
+import pytest
+from pydantic import TypeAdapter
+
+from components.errors import StageError
 from components.models.config import ModelConfig
 from components.train.config import TrainConfig
 from components.tune.config import TuneConfig
-from components.tune.space import apply_config, check_space
+from components.tune.space import SearchSpace
 
-VIT = TypeAdapter(ModelConfig).validate_python({"architecture": "vit", "hidden_size": 192})
-
-
-def problems(space: dict, train: TrainConfig | None = None) -> dict[str, str]:
-    items = TuneConfig(search="random", space=space).space
-    return {error.field: error.message for error in check_space(items, VIT, train or TrainConfig())}
-
-
-def test_dotted_values_reach_their_fields():
-    model, train = apply_config(VIT, TrainConfig(), {"model.patch_size": 2, "train.optimizer.momentum": 0.5})
-    assert (model.patch_size, model.hidden_size, train.optimizer.momentum) == (2, 192, 0.5)
+VIT = TypeAdapter(ModelConfig).validate_python({"architecture": "vit", "hidden_size": 96})
+NESTED = {
+    "model.architecture": {"choice": ["vit", "cnn"]},
+    "model.patch_size": {"choice": [2, 4], "when": "model.architecture == vit"},
+    "model.num_hidden_layers": {"int_uniform": [1, 3], "when": "model.patch_size == 2"},
+    "model.kernel_size": {"choice": [3, 5], "when": "model.architecture == cnn"},
+}
 
 
-def test_a_section_keeps_what_it_does_not_name():
-    base = TrainConfig(learning_rate=0.5, optimizer={"name": "sgd", "momentum": 0.5})
-    _, train = apply_config(VIT, base, {"train": {"optimizer": {"name": "momentum"}}})
-    assert (train.optimizer.name, train.optimizer.momentum, train.learning_rate) == ("momentum", 0.5, 0.5)
+def make_space(space: dict, **tune) -> SearchSpace:
+    return SearchSpace(TuneConfig.model_validate({"space": space, **tune}), VIT, TrainConfig())
 
 
-def test_another_architecture_starts_from_its_own_defaults():
-    values = {"model.num_filters": 7, "model": {"architecture": "text-cnn"}, "model.patch_size": 2}
-    model, _ = apply_config(VIT, TrainConfig(), values)
-    assert (model.architecture, model.num_filters) == ("text-cnn", 7)
+def test_a_grid_is_the_product_in_the_stated_order():
+    space = make_space({"train.global_batch_size": {"grid": [16, 32]}, "train.learning_rate": {"choice": [1, 2, 3]}})
+    points = [tuple(point.values()) for point in space.grid()]
+    assert points == list(itertools.product([16, 32], [1, 2, 3]))
 
 
-def test_the_same_architecture_keeps_the_specs_fields():
-    model, _ = apply_config(VIT, TrainConfig(), {"model": {"architecture": "vit", "patch_size": 2}})
-    assert (model.hidden_size, model.patch_size) == (192, 2)
+def test_a_grid_has_each_configuration_of_a_nested_space_once():
+    points = [tuple(point.values()) for point in make_space(NESTED).grid()]
+    assert points == [("vit", 2, 1), ("vit", 2, 2), ("vit", 2, 3), ("vit", 4), ("cnn", 3), ("cnn", 5)]
 
 
-def test_an_absent_section_is_made_by_its_field():
-    _, train = apply_config(VIT, TrainConfig(), {"train.early_stop.patience": 3})
-    assert train.early_stop.patience == 3
+def test_a_grid_leaves_out_what_constraints_and_sections_refuse():
+    space = {"model.hidden_size": {"grid": [32, 64, 96]}, "model.num_attention_heads": {"grid": [3, 4]}}
+    constrained = make_space(space, constraints=["model.hidden_size <= 24 * model.num_attention_heads"])
+    # 32 and 64 do not divide by 3; 96 is above 24 x 3.
+    assert [tuple(point.values()) for point in constrained.grid()] == [(32, 4), (64, 4), (96, 4)]
 
 
-def test_a_refused_value_raises():
-    with pytest.raises(ValidationError):
-        apply_config(VIT, TrainConfig(), {"train.learning_rate": -1})
-
-
-def test_a_sound_space_has_no_problems():
-    space = {
-        "train.learning_rate": {"log_uniform": [1e-4, 1e-2]},
-        "train.optimizer": {"choice": [{"name": "sgd"}, {"name": "adamw"}]},
-        "model": {"choice": [{"architecture": "vit"}, {"architecture": "cnn"}]},
-        "model.kernel_size": {"int_uniform": [2, 5]},
+def test_draws_meet_constraints_and_hold_only_active_entries():
+    space = make_space(NESTED, constraints=["model.kernel_size != 5"])
+    draws = [space.draw(random.Random(number)) for number in range(200)]
+    kinds = {tuple(draw) for draw in draws}
+    assert kinds == {
+        ("model.architecture", "model.patch_size", "model.num_hidden_layers"),
+        ("model.architecture", "model.patch_size"),
+        ("model.architecture", "model.kernel_size"),
     }
-    assert problems(space) == {}
+    assert {draw.get("model.kernel_size") for draw in draws} == {None, 3}
+    assert all(space.contains(draw) for draw in draws)
 
 
 @pytest.mark.parametrize(
-    ("name", "text"),
+    "config",
     [
-        ("train.lerning_rate", "did you mean train.learning_rate?"),
-        ("learning_rate", "did you mean train.learning_rate?"),
-        ("data.split.seed", "fields of `model` and `train`"),
-        ("compress.prefer", "fields of `model` and `train`"),
-        ("model.num_filters", "is no field of vit; it belongs to text-cnn"),
-        ("train.optimizer.nam", "did you mean train.optimizer.name?"),
-        ("train.epochs", "is the same for all trials"),
-        ("train.zero.stage", "train.zero is the same for all trials"),
+        {"model.architecture": "vit"},
+        {"model.architecture": "cnn", "model.kernel_size": 4},
+        {"model.architecture": "cnn", "model.kernel_size": 3, "model.patch_size": 2},
+        {"model.architecture": "cnn", "model.kernel_size": 3, "train.learning_rate": 1e-3},
+        {"model.architecture": "cnn", "model.kernel_size": 5},
     ],
 )
-def test_a_name_that_cannot_be_searched_is_refused(name, text):
-    found = problems({name: {"choice": [1]}, "train.learning_rate": {"choice": [0.1]}})
-    assert list(found) == [f"tune.space.{name}"]
-    assert text in found[f"tune.space.{name}"]
+def test_what_cannot_be_drawn_is_not_contained(config):
+    assert not make_space(NESTED, constraints=["model.kernel_size != 5"]).contains(config)
 
 
-@pytest.mark.parametrize(
-    ("name", "item", "text"),
-    [
-        ("train.learning_rate", {"choice": [0.1, "big"]}, "cannot be 'big'"),
-        ("train.global_batch_size", {"uniform": [16, 32]}, "valid integer"),
-        ("train.optimizer", {"choice": [{"name": "lion"}]}, "'sgd', 'momentum'"),
-        ("model", {"choice": [{"architecture": "alexnet"}]}, "does not match any of the expected tags"),
-        ("model.num_attention_heads", {"choice": [4, 5]}, "hidden_size 192 does not divide"),
-        ("train", {"choice": [{"workers": 2}]}, "train.workers is the same"),
-    ],
-)
-def test_a_refused_value_is_named(name, item, text):
-    assert text in problems({name: item, "train.gradient_clipping": {"choice": [1.0]}})[f"tune.space.{name}"]
-
-
-def test_a_rule_between_fields_counts_only_if_no_combination_fits():
-    space = {"model.hidden_size": {"choice": [100, 96]}, "model.num_attention_heads": {"choice": [5, 4]}}
-    assert problems(space) == {}
-    space["model.num_attention_heads"] = {"choice": [4, 7]}
-    assert list(problems(space)) == ["tune.space.model.num_attention_heads"]
+def test_a_space_that_nothing_meets_ends():
+    space = make_space({"train.learning_rate": {"uniform": [0.1, 0.2]}}, constraints=["train.learning_rate > 1"])
+    with pytest.raises(StageError, match="loosen them"):
+        space.draw(random.Random(0))

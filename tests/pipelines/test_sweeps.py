@@ -1,0 +1,123 @@
+"""pipelines/sweeps.py and `penstock tune`: real runs of a tiny sweep, shown, extended and learned from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from components.context import read_lines
+from pipelines.cli import main
+from pipelines.run_folder import RunFolder
+
+SPEC: dict[str, Any] = {
+    "name": "tiny",
+    "task": "image-classification",
+    "data": {"source": "builtin://digits"},
+    "model": {"architecture": "mlp", "hidden_sizes": [16]},
+    "train": {"epochs": 1, "global_batch_size": 256, "precision": "fp32"},
+    "tune": {
+        "search": "random",
+        "trials": 2,
+        "space": {"train.learning_rate": {"log_uniform": [1e-3, 1e-2]}, "model.dropout": {"choice": [0.0, 0.1]}},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("sweeps")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PENSTOCK_HOME", str(folder / "home"))
+        patch.chdir(folder)
+        yield folder / "home"
+
+
+class Command:
+    """Runs `penstock ... --json` in this process."""
+
+    def __init__(self, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        self.home, self.capsys = home, capsys
+
+    def __call__(self, *arguments: str) -> dict[str, Any]:
+        self.exit_code = main([*arguments, "--json"])
+        return json.loads(self.capsys.readouterr().out)
+
+    def run(self, name: str, **tune: Any) -> dict[str, Any]:
+        path = self.home.parent / f"{name}.json"
+        path.with_suffix(".yaml").write_text(json.dumps({**SPEC, "tune": {**SPEC["tune"], **tune}}))
+        return self("run", str(path.with_suffix(".yaml")), "--until", "tune", "--debug", "--offline")
+
+    def notes(self, run_id: str) -> list[str]:
+        events = read_lines(RunFolder(self.home / "runs" / run_id).events_path)
+        return [event["text"] for event in events if event["kind"] == "note" and event["stage"] == "tune"]
+
+
+@pytest.fixture
+def penstock(home: Path, capsys: pytest.CaptureFixture[str]) -> Command:
+    return Command(home, capsys)
+
+
+@pytest.fixture
+def first(penstock: Command) -> str:
+    """The first sweep's run; made by the first test that asks, answered from the cache after that."""
+    return penstock.run("first")["run_id"]
+
+
+def test_show_tells_every_trial_and_the_winner(penstock, first):
+    shown = penstock("tune", "show", first)
+    assert shown["status"] == "done" and shown["counts"]["finished"] == 2
+    assert [trial["epochs"] for trial in shown["trials"]] == [1, 1]
+    assert shown["best"]["aims"]["accuracy"] == max(trial["metrics"]["accuracy"] for trial in shown["trials"])
+    assert main(["tune", "show", first]) == 0
+    assert "best    trial" in penstock.capsys.readouterr().out
+
+
+def test_raised_trials_run_exactly_the_delta(penstock, first):
+    longer = penstock.run("longer", trials=3)
+    assert penstock.notes(longer["run_id"]) == [f"Goes on from the 2 trials of {first}: 1 more to run."]
+    before, after = (penstock("tune", "show", run)["trials"] for run in (first, longer["run_id"]))
+    assert after[:2] == before and len(after) == 3
+
+
+def test_extend_is_the_same_as_raising_the_trials(penstock, first):
+    longer = penstock.run("longer", trials=3)["run_id"]
+    extended = main_extend(penstock, first)
+    assert extended["run_id"] == longer
+    assert all(stage["cached"] for stage in extended["stages"].values())
+
+
+def main_extend(penstock, run: str) -> dict[str, Any]:
+    return penstock("tune", "extend", run, "--trials", "1")
+
+
+def test_another_space_and_searcher_is_told_the_trials_that_lie_in_it(penstock, first):
+    narrow = {"train.learning_rate": {"log_uniform": [1e-3, 1e-2]}, "model.dropout": {"choice": [0.0, 0.1, 0.2]}}
+    other = penstock.run("other", search="bayesian", trials=3, space=narrow)["run_id"]
+    shown = penstock("tune", "show", other)
+    assert shown["observed"] >= 2
+    assert shown["trials"][0]["chosen_by"] == "model"
+    assert penstock.notes(other)[0].endswith("earlier trials lie in this space and are told to the search, 0 do not.")
+
+
+def test_without_warm_start_nothing_is_told(penstock, first):
+    alone = penstock.run("alone", search="bayesian", warm_start=False)["run_id"]
+    assert penstock("tune", "show", alone)["observed"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (("tune", "show", "nothing"), "is unknown"),
+        (("tune", "extend", "{first}", "--trials", "0"), "give at least 1"),
+        (("tune", "extend", "{first}"), "--trials"),
+        (("tune", "fly", "{first}"), "invalid choice"),
+    ],
+)
+def test_wrong_arguments_are_told_in_one_sentence(penstock, first, arguments, part):
+    told = penstock(*(argument.format(first=first) for argument in arguments))
+    assert penstock.exit_code == 2
+    assert part in told["error"]["message"]
