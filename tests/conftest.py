@@ -26,6 +26,8 @@ def product_environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[No
         for name, value in compute_environment().items():
             patch.setenv(name, value)
         patch.setenv("HF_HUB_OFFLINE", "1")
+        # Ray reads it once, when it is imported: also where that is before `ray_session` is asked for.
+        patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("PENSTOCK_HOME", str(tmp_path_factory.mktemp("home")))
         yield
 
