@@ -12,11 +12,12 @@ from components.config import Config
 class OptimizerConfig(Config):
     """The update rule; the learning rate is `train.learning_rate`."""
 
-    name: Literal["sgd", "momentum", "adagrad", "adam", "adamw"] = "adamw"
+    name: Literal["sgd", "momentum", "adagrad", "adam", "adamw", "muon"] = "adamw"
+    """muon: orthogonalised momentum for the hidden matrices (Jordan et al. 2024), adamw for all else; one worker."""
     momentum: float = Field(0.9, ge=0, lt=1)
-    """Used by `momentum`."""
+    """Used by `momentum` and `muon`."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Used by `adam` and `adamw`."""
+    """Used by `adam`, `adamw` and `muon`."""
     eps: float = Field(1e-8, gt=0)
 
 
@@ -42,7 +43,7 @@ class RegularizeConfig(Config):
     l2: float = Field(0.0, ge=0)
     """Added to the loss: l2 / 2 x sum of squared weights."""
     weight_decay: float = Field(0.01, ge=0)
-    """Decoupled decay of `adamw`."""
+    """Decoupled decay of `adamw` and `muon`."""
     label_smoothing: float = Field(0.0, ge=0, lt=1)
 
 
@@ -126,6 +127,8 @@ class TrainConfig(Config):
                 f"global_batch_size {self.global_batch_size} does not divide by workers x gradient_accumulation_steps "
                 f"= {parts}; make it a multiple"
             )
+        if self.optimizer.name == "muon" and (self.workers > 1 or self.zero.stage):
+            raise ValueError("optimizer muon needs whole matrices; set workers to 1 and zero.stage to 0, or take adamw")
         if self.zero.stage == 3 and (self.regularize.l1 or self.regularize.l2):
             raise ValueError("regularize.l1 and l2 need whole weights, which zero.stage 3 shards; use weight_decay")
         return self

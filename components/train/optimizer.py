@@ -27,8 +27,56 @@ def make_optimizer(config: TrainConfig, module: nn.Module) -> torch.optim.Optimi
         return torch.optim.SGD(groups, momentum=options.momentum, **common)
     if options.name == "adagrad":
         return torch.optim.Adagrad(groups, eps=options.eps, lr=config.learning_rate)
+    if options.name == "muon":
+        return make_muon(config, module)
     kind = torch.optim.AdamW if options.name == "adamw" else torch.optim.Adam
     return kind(groups, betas=options.betas, eps=options.eps, **common)
+
+
+def make_muon(config: TrainConfig, module: nn.Module) -> torch.optim.Optimizer:
+    """Muon for the matrices between layers, AdamW for embeddings, the output layer and vectors; one learning rate.
+
+    Its step is scaled to the size of AdamW's (Liu et al. 2025, https://arxiv.org/abs/2502.16982).
+    """
+    import torch
+
+    from components.train.joined import JoinedOptimizer
+
+    decay, options = config.regularize.weight_decay, config.optimizer
+    outer = outer_weights(module)
+    trained = [value for value in module.parameters() if value.requires_grad]
+    hidden = [value for value in trained if value.dim() == 2 and id(value) not in outer]
+    others = [value for value in trained if value.dim() != 2 or id(value) in outer]
+    groups = [
+        {"params": [value for value in others if value.dim() > 1], "weight_decay": decay},
+        {"params": [value for value in others if value.dim() <= 1], "weight_decay": 0.0},
+    ]
+    adamw = torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.learning_rate,
+        betas=options.betas,
+        eps=options.eps,
+        fused=True,
+    )
+    if not hidden:
+        return adamw
+    muon = torch.optim.Muon(
+        hidden,
+        lr=config.learning_rate,
+        weight_decay=decay,
+        momentum=options.momentum,
+        adjust_lr_fn="match_rms_adamw",
+    )
+    return JoinedOptimizer(muon, adamw)
+
+
+def outer_weights(module: nn.Module) -> set[int]:
+    """Ids of the embeddings' weights and of the last linear layer's."""
+    import torch
+
+    embeddings = {id(part.weight) for part in module.modules() if isinstance(part, torch.nn.Embedding)}
+    linear = [part for part in module.modules() if isinstance(part, torch.nn.Linear)]
+    return embeddings | ({id(linear[-1].weight)} if linear else set())
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

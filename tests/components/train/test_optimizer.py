@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -28,6 +30,33 @@ def test_optimizer_by_name_lowers_a_loss(name):
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.9 * losses[0]
+
+
+def test_muon_takes_the_hidden_matrices_and_adamw_the_rest_and_both_come_back():
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Embedding(5, 8), nn.Linear(8, 8), nn.Linear(8, 5))
+    config = TrainConfig.model_validate({"optimizer": {"name": "muon"}, "learning_rate": 0.05})
+    optimizer, other = make_optimizer(config, module), make_optimizer(config, module)
+    muon, adamw = optimizer.members
+    assert [value.shape for group in muon.param_groups for value in group["params"]] == [(8, 8)]
+    assert sum(len(group["params"]) for group in adamw.param_groups) == 4
+
+    def step(chosen):
+        chosen.zero_grad()
+        (module(torch.arange(5)) - torch.eye(5)).square().mean().backward()
+        for group in chosen.param_groups:
+            group["lr"] = 0.02
+        chosen.step()
+        return [value.detach().clone() for value in module.parameters()]
+
+    before = [value.detach().clone() for value in module.parameters()]
+    state = step(optimizer)
+    assert not any(map(torch.equal, before, state))
+    other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    expected = step(optimizer)
+    for value, old in zip(module.parameters(), state, strict=True):
+        value.data.copy_(old)
+    assert all(map(torch.equal, step(other), expected))
 
 
 def test_only_matrices_decay():
