@@ -173,6 +173,21 @@ def linear_head(width: int, num_classes: int) -> nn.Linear:
     return head
 
 
+def checkpoint_activations(module: nn.Module) -> None:
+    """Makes the Transformer in `module` compute its layers' activations again in the backward pass.
+
+    Raises:
+        SpecError: If there is none.
+    """
+    network = getattr(module, "encoder", None) or getattr(module, "decoder", None)
+    if network is None or not getattr(network, "supports_gradient_checkpointing", False):
+        raise SpecError(
+            "train.activation_checkpointing is for Transformers, and this network is none; set it to false.",
+            field="train.activation_checkpointing",
+        )
+    network.activation_checkpointing_enable(activation_checkpointing_kwargs={"use_reentrant": False})
+
+
 def network_values(module: nn.Module) -> dict[str, Any] | None:
     """The `transformers` config of a network built here, without what differs between machines; None for others."""
     network = getattr(module, "encoder", None) or getattr(module, "decoder", None)

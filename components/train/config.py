@@ -61,6 +61,18 @@ class ZeroConfig(Config):
 
     stage: Literal[0, 1, 2, 3] = 0
     """0 nothing, 1 optimizer state, 2 and gradients, 3 and weights."""
+    offload_optimizer: Literal["none", "cpu"] = "none"
+    """cpu keeps the optimizer's state in the host's memory and updates there (ZeRO-Offload); needs stage 1 or more."""
+    offload_parameters: Literal["none", "cpu"] = "none"
+    """cpu keeps the weights in the host's memory between their uses; needs stage 3."""
+
+    @model_validator(mode="after")
+    def _rules(self) -> ZeroConfig:
+        if self.offload_optimizer != "none" and self.stage == 0:
+            raise ValueError("zero.offload_optimizer needs sharded optimizer state; set zero.stage to 1, 2 or 3")
+        if self.offload_parameters != "none" and self.stage != 3:
+            raise ValueError(f"zero.offload_parameters needs sharded weights; zero.stage is {self.stage}, set it to 3")
+        return self
 
 
 class AugmentConfig(Config):
@@ -107,6 +119,8 @@ class TrainConfig(Config):
     early_stop: EarlyStopConfig | None = None
     """None trains all epochs."""
     augment: AugmentConfig = AugmentConfig()
+    activation_checkpointing: bool = False
+    """Whether activations inside a Transformer's layers are computed again in the backward pass instead of kept."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on a GPU, on a CPU what a few probe steps find faster."""
     workers: int = Field(1, ge=1)

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from components.models.folder import named_weights
+from components.train.config import ZeroConfig
 from components.train.engine import EngineSettings, Update
-from components.train.optimizer import make_optimizer
+from components.train.optimizer import make_optimizer, parameter_groups
 
 TAG = "deepspeed"
 NEVER = 1 << 40
@@ -31,11 +32,38 @@ def deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": train.gradient_accumulation_steps,
         "gradient_clipping": train.gradient_clipping,
-        "zero_optimization": {"stage": train.zero.stage},
+        "zero_optimization": zero_config(train.zero),
         "zero_allow_untested_optimizer": True,
+        # Momentum and the like have no DeepSpeed form; torch's updates on the host too.
+        "zero_force_ds_cpu_optimizer": False,
         "torch_autocast": {"enabled": settings.precision == "bf16", "dtype": "bfloat16"},
         "steps_per_print": NEVER,
     }
+
+
+def zero_config(zero: ZeroConfig) -> dict[str, Any]:
+    """The `zero_optimization` part."""
+    values: dict[str, Any] = {"stage": zero.stage}
+    if zero.offload_optimizer != "none":
+        values["offload_optimizer"] = {"device": zero.offload_optimizer}
+    if zero.offload_parameters != "none":
+        values["offload_param"] = {"device": zero.offload_parameters}
+    return values
+
+
+def choose_optimizer(settings: EngineSettings, module: nn.Module) -> Any:
+    """torch's optimizer, or for state in the host's memory DeepSpeed's vectorised one (its own Adam and Adagrad)."""
+    train = settings.train
+    if train.zero.offload_optimizer == "none" or train.optimizer.name not in ("adam", "adamw"):
+        return make_optimizer(train, module)
+    from deepspeed.ops.adam import DeepSpeedCPUAdam
+
+    adamw = train.optimizer.name == "adamw"
+    groups = parameter_groups(module, train.regularize.weight_decay if adamw else 0.0)
+    options = train.optimizer
+    return DeepSpeedCPUAdam(
+        groups, lr=train.learning_rate, betas=options.betas, eps=options.eps, adamw_mode=adamw, bias_correction=True
+    )
 
 
 class DeepSpeedEngine:
@@ -51,7 +79,7 @@ class DeepSpeedEngine:
         module = module.to(settings.placement.device)
         self.engine, *_ = deepspeed.initialize(
             model=module,
-            optimizer=make_optimizer(settings.train, module),
+            optimizer=choose_optimizer(settings, module),
             config=deepspeed_config(settings),
             dist_init_required=False,
         )

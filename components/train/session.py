@@ -119,6 +119,10 @@ def open_session(job: TrainJob, worker: Worker) -> Session:
     # Weights are drawn alike on every rank and at any world size; from then on each rank draws its own dropout.
     seed_everything(job.seed, rank=0)
     module = build_model(job.model, network_inputs(job, preprocessing), len(preprocessing.classes))
+    if job.train.activation_checkpointing:
+        from components.models.transformer import checkpoint_activations
+
+        checkpoint_activations(module)
     facts = describe(job, worker, placement, module)
     if not progress.precision:
         progress.precision = group.broadcast(probe_precision(job, placement, module, training, task, shape))

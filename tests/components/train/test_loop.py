@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from components.artifacts.dataset import open_split
-from components.errors import CheckpointError, StageError
+from components.errors import CheckpointError, SpecError, StageError
 from components.models.build import build_model
 from components.tasks import get_task
 from components.train.feed import Feed
@@ -99,6 +99,37 @@ def test_killed_between_two_checkpoints_of_an_epoch_ends_bit_for_bit_the_same(di
     resumed = train(job, FakeWorker())
     assert resumed.facts["resumed_from_step"] == 18
     assert same(resumed, undisturbed)
+
+
+def test_activations_computed_again_change_nothing(digits, tmp_path):
+    model = {"architecture": "vit", "patch_size": 4, "hidden_size": 16, "num_hidden_layers": 2, "dropout": 0.1}
+    kept, again = (
+        train(make_job(digits, tmp_path / str(flag), model, epochs=1, activation_checkpointing=flag), FakeWorker())
+        for flag in (False, True)
+    )
+    assert again.metrics["loss"] == pytest.approx(kept.metrics["loss"], rel=1e-5)
+
+
+def test_activations_of_what_is_no_transformer_are_refused(digits, tmp_path):
+    with pytest.raises(SpecError) as caught:
+        train(make_job(digits, tmp_path, activation_checkpointing=True), FakeWorker())
+    assert caught.value.field == "train.activation_checkpointing"
+
+
+@pytest.mark.parametrize(
+    "zero",
+    [
+        {"stage": 2, "offload_optimizer": "cpu"},
+        {"stage": 3, "offload_optimizer": "cpu", "offload_parameters": "cpu"},
+    ],
+    ids=["optimizer", "optimizer and parameters"],
+)
+def test_offload_changes_nothing_but_rounding(zero, digits, tmp_path):
+    model = {"architecture": "mlp", "hidden_sizes": [16], "dropout": 0.0}
+    jobs = [make_job(digits, tmp_path / str(n), model, epochs=2, zero=each) for n, each in enumerate(({}, zero))]
+    kept, offloaded = (train(job, FakeWorker()) for job in jobs)
+    assert offloaded.metrics["loss"] == pytest.approx(kept.metrics["loss"], rel=1e-3)
+    train(make_job(digits, tmp_path / "1", model, epochs=2, zero=zero), FakeWorker())
 
 
 def spoil(monkeypatch, *steps):
