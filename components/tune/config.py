@@ -78,7 +78,7 @@ class TuneConfig(Config):
     points: tuple[dict[str, Any], ...] = ()
     """Known good configurations, tried first; what a point leaves out is drawn at random."""
     max_epochs: int | None = Field(None, ge=1)
-    """Epochs a trial runs at most, under the schedule of all `train.epochs`; None is `train.epochs`."""
+    """Epochs (validations) a trial runs at most, under the schedule of the whole training; None is the whole."""
     scheduler: Literal["asha", "hyperband", "median", "pbt"] | None = None
     """asha, hyperband and median stop bad trials early, pbt lets them take over from good ones; None: all run on."""
     asha: AshaConfig = AshaConfig()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -29,6 +30,7 @@ from components.tune.trial import TrainFunction, TrialSettings
 
 JOURNAL_NAME = "trials.jsonl"
 HISTORY_KIND = "history"
+UNKNOWN_EPOCHS = 1000
 
 
 class StageConfig(Config):
@@ -134,8 +136,16 @@ def make_plan(config: StageConfig) -> SweepPlan:
 
 
 def trial_epochs(config: StageConfig) -> int:
-    """Epochs that a trial runs at most."""
-    return min(config.train.epochs, config.tune.max_epochs or config.train.epochs)
+    """Validations of a trial at most: one an epoch, or one every `validate_every_steps`."""
+    train, most = config.train, config.tune.max_epochs
+    if train.max_steps is None and train.validate_every_steps is None:
+        whole = train.epochs
+    elif train.max_steps is not None and train.validate_every_steps is not None:
+        whole = math.ceil(train.max_steps / train.validate_every_steps)
+    else:
+        # How many there are depends on the data; a trial ends by itself before this.
+        whole = most or UNKNOWN_EPOCHS
+    return min(whole, most or whole)
 
 
 def owner_digest(config: StageConfig, dataset_digest: str) -> str:
