@@ -1,7 +1,7 @@
 """What a sweep costs beside its trials: 100 that sleep 1 s and report once, MLflow on. `make bench-tune_overhead`.
 
-Three ways on two cores, each in a process of its own: Penstock, plain Ray Tune with Optuna, and Optuna's own loop in two
-processes. Ideal is half a second a trial. Asked for: Penstock within 1.15 times the ideal and the start of Ray.
+Three ways on two cores, each in a process of its own: Penstock, plain Ray Tune with Optuna, and two processes with
+Optuna's own loop. Ideal is half a second a trial. Asked for: Penstock within 1.15 times the ideal and the start of Ray.
 `TRIALS=20` makes it short.
 """
 
@@ -51,6 +51,7 @@ def sleep_train(job: Any, worker: Any) -> None:
 @contextlib.contextmanager
 def local_ray(home: Path) -> Iterator[float]:
     """A Ray of its own with two cores; yields the seconds that its start took."""
+    from components.ray_connection import connect_ray
     from pipelines.ray_cluster import client_environment, compute_environment, ensure_ray, lease, stop_ray
 
     os.environ.update(compute_environment())
@@ -58,6 +59,8 @@ def local_ray(home: Path) -> Iterator[float]:
     with lease(home):
         cluster = ensure_ray(home)
         os.environ.update({**client_environment(home), "RAY_ADDRESS": cluster.address})
+        # Ray has started when a driver has joined it.
+        connect_ray()
         try:
             yield time.monotonic() - began
         finally:
@@ -103,7 +106,6 @@ def run_penstock(home: Path) -> float:
 
 def run_ray_tune(home: Path) -> float:
     """Seconds of the same with Ray Tune alone."""
-    import ray
     from ray import tune
     from ray.air.integrations.mlflow import MLflowLoggerCallback
     from ray.tune.search.optuna import OptunaSearch
@@ -113,7 +115,6 @@ def run_ray_tune(home: Path) -> float:
         tune.report({"accuracy": config["rate"]})
 
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-    ray.init(log_to_driver=False)
     logger = MLflowLoggerCallback(f"sqlite:///{home / 'plain.db'}", experiment_name="plain")
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"CPU": 1}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -75,6 +76,8 @@ def run(
         dataset=dataset.path,
         work_folder=context.work_folder,
         measures=tuple(aim.name for aim in plan.aims if aim.name in MEASURED),
+        report_timeout_s=config.tune.report_timeout_s,
+        workers=config.tune.workers,
         folds=make_folds(dataset.path, context.work_folder / "folds", folds, config.seed) if folds else (),
         epochs=trial_epochs(config),
         metric=plan.facts.metric,
@@ -159,7 +162,11 @@ def run_trials(sweep: Sweep, settings: TrialSettings, train: TrainFunction, cont
     if context.debug:
         from components.tune.runners import run_here
 
-        run_here(sweep, settings, train)
+        run_here(sweep, replace(settings, workers=1), train)
+    elif settings.workers > 1:
+        from components.tune.group_runner import run_in_groups
+
+        run_in_groups(sweep, settings, train, sweep.plan.tune.concurrency, context.warn)
     else:
         from components.tune.ray_runner import run_on_ray
 
