@@ -110,6 +110,7 @@ class TextGeneration(Task):
     measures = ("characters",)
     deciding_metric: ClassVar[str] = "loss"
     mode: ClassVar[Literal["max", "min"]] = "min"
+    reported: ClassVar[tuple[str, ...]] = ("perplexity", "accuracy")
 
     def fit(self, rows: Iterable[pa.Table], classes: Sequence[str], config: FeatureConfig) -> LanguagePreprocessing:
         texts = (text for table in rows for text in table.column("text").to_pylist())

@@ -22,7 +22,7 @@ from components.tune.fields import apply_config, field_names, fields_of, merge_c
 from components.tune.space import SearchSpace
 
 SECTIONS = ("model", "train")
-FIXED_FIELDS = ("train.epochs", "train.workers", "train.zero")
+FIXED_FIELDS = ("train.epochs", "train.max_steps", "train.validate_every_steps", "train.workers", "train.zero")
 """The final training takes these from the spec, so a sweep over them would be about nothing."""
 MAX_COMBINATIONS = 300
 """Combinations tried before a value is refused by a rule between fields: `check` must answer at once."""
@@ -36,6 +36,8 @@ def check_tune(tune: TuneConfig, model: ModelConfig, train: TrainConfig, task: T
     errors = check_space(tune.space, model, train) + check_expressions(tune) + check_aims(tune, task)
     if errors:
         return errors
+    if tune.folds and task.packed:
+        return [SpecError(f"tune.folds parts rows, and {task.name} has one long text; leave it out.", "tune.folds")]
     space = SearchSpace(tune, model, train)
     return check_grid(tune, space) if tune.search == "grid" else check_reach(space) or check_points(tune, space)
 

@@ -78,7 +78,7 @@ class TuneConfig(Config):
     points: tuple[dict[str, Any], ...] = ()
     """Known good configurations, tried first; what a point leaves out is drawn at random."""
     max_epochs: int | None = Field(None, ge=1)
-    """Epochs a trial runs at most, under the schedule of all `train.epochs`; None is `train.epochs`."""
+    """Epochs (validations) a trial runs at most, under the schedule of the whole training; None is the whole."""
     scheduler: Literal["asha", "hyperband", "median", "pbt"] | None = None
     """asha, hyperband and median stop bad trials early, pbt lets them take over from good ones; None: all run on."""
     asha: AshaConfig = AshaConfig()
@@ -100,6 +100,10 @@ class TuneConfig(Config):
     """Parts of a cross-validation over training and validation split; the mean over them is the metric."""
     retries: int = Field(1, ge=0)
     """Times a trial that failed (error, memory, crash) starts again from its checkpoint; non-finite values never do."""
+    report_timeout_s: float | None = Field(None, gt=0)
+    """Seconds without a report after which a trial counts as hung and its process is ended; None waits for ever."""
+    workers: int = Field(1, ge=1)
+    """Processes a trial trains on, sharded as `train.zero` says; more than one are placed together or not at all."""
     concurrency: int | None = Field(None, ge=1)
     """Trials at once; None takes what the cores allow."""
     warm_start: bool = True
@@ -149,6 +153,8 @@ class TuneConfig(Config):
             raise ValueError("mlflow: only `search: bayesian` learns from past runs; leave mlflow out")
         if self.scheduler == "pbt" and (len(self.aims) > 1 or self.repeats or self.folds):
             raise ValueError("scheduler pbt goes with one metric and without repeats and folds")
+        if self.workers > 1 and self.folds:
+            raise ValueError("folds train on one worker each; set workers to 1, or leave folds out")
         if self.repeats and len(self.aims) > 1:
             raise ValueError("repeats compares one metric over seeds; name one metric, or leave repeats out")
 

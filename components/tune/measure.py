@@ -12,8 +12,10 @@ from components.models.build import build_model
 from components.models.folder import count_parameters
 from components.tasks import get_task
 from components.train.job import TrainJob
+from components.train.session import SEQ_LEN, network_inputs
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from components.tasks.base import Preprocessing
@@ -29,7 +31,7 @@ def measure_network(job: TrainJob, wanted: Collection[str]) -> dict[str, float]:
         latency_ms: median forward pass of one validation sample on one thread, preprocessing left out.
     """
     preprocessing = get_task(job.task).load(job.dataset / "preprocess")
-    module = build_model(job.model, preprocessing.model_inputs(), len(preprocessing.classes)).eval()
+    module = build_model(job.model, network_inputs(job, preprocessing), len(preprocessing.classes)).eval()
     weights = sum(tensor.numel() * tensor.element_size() for tensor in module.state_dict().values())
     files = [path for path in (job.dataset / "preprocess").rglob("*") if path.is_file()]
     values: dict[str, float] = {
@@ -45,8 +47,7 @@ def measure_latency(module: nn.Module, preprocessing: Preprocessing, job: TrainJ
     """Milliseconds of a forward pass; the median, because other trials train beside it."""
     import torch
 
-    sample = preprocessing.collate(open_split(job.dataset, "validation").take([0]))
-    inputs = {name: torch.from_numpy(values) for name, values in sample.items()}
+    inputs = one_sample(preprocessing, job)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -55,6 +56,16 @@ def measure_latency(module: nn.Module, preprocessing: Preprocessing, job: TrainJ
     finally:
         torch.set_num_threads(threads)
     return round(1e3 * statistics.median(seconds), 4)
+
+
+def one_sample(preprocessing: Preprocessing, job: TrainJob) -> dict[str, torch.Tensor]:
+    """Inputs of a batch of one; of a language model a whole context, whatever it says."""
+    import torch
+
+    if get_task(job.task).packed:
+        return {"input_ids": torch.zeros(1, job.train.seq_len or SEQ_LEN, dtype=torch.long)}
+    sample = preprocessing.collate(open_split(job.dataset, "validation").take([0]))
+    return {name: torch.from_numpy(values) for name, values in sample.items()}
 
 
 def _time(module: nn.Module, inputs: dict) -> float:

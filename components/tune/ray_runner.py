@@ -21,9 +21,10 @@ from components.ray_connection import connect_ray
 from components.tune.runners import Slots, deliver, plan_slots, remove_checkpoints
 from components.tune.sweep import Sweep
 from components.tune.trial import Message, TrainFunction, TrialSettings, TrialStopped, run_trial
+from components.tune.watchdog import Watchdog, take_hung_reason
 
 if TYPE_CHECKING:
-    from ray.tune import Callback, Tuner
+    from ray.tune import Tuner
     from ray.tune.schedulers import TrialScheduler
     from ray.tune.search import Searcher
 
@@ -61,6 +62,7 @@ def run_on_ray(
     """
     connect_ray()
     slots = plan_slots(*cluster_size(), concurrency, sweep.total)
+    warming = warm_workers(slots)
     remove_checkpoints(sweep, settings)
     while sweep.ended < sweep.total:
         records = len(sweep.journal.records)
@@ -69,6 +71,26 @@ def run_on_ray(
             left = sweep.total - sweep.ended
             raise StageError(f"Ray Tune ended with {left} trials left and said no reason; look into the stage's log.")
         sweep.requeue()
+    del warming
+
+
+def warm_workers(slots: Slots) -> list[Any]:
+    """Starts as many processes as there will be actors, and their imports, while this one imports Ray Tune itself.
+
+    Returns:
+        The tasks; Ray gives their processes to the first actors once they are idle.
+    """
+    import ray
+
+    task = ray.remote(import_trial).options(num_cpus=slots.cpus, num_gpus=slots.gpus, max_retries=0)
+    return [task.remote() for _ in range(slots.count)]
+
+
+def import_trial() -> None:
+    """Loads what every trial needs."""
+    import ray.tune  # noqa: F401
+
+    import components.tune.trial  # noqa: F401
 
 
 def cluster_size() -> tuple[int, int]:
@@ -83,9 +105,9 @@ def _run_tune(
     sweep: Sweep, settings: TrialSettings, train: TrainFunction, slots: Slots, warn: Callable[[str], None]
 ) -> None:
     folder = settings.work_folder / "tune"
-    scheduler = make_scheduler(sweep, settings)
+    scheduler = make_scheduler(sweep, settings, warn)
     with _tune_environment(slots):
-        tuner = _make_tuner(sweep, settings, train, slots, scheduler, make_watch(sweep, warn))
+        tuner = _make_tuner(sweep, settings, train, slots, scheduler)
         try:
             tuner.fit()
         except Exception as error:  # noqa: BLE001 - raised again, as itself
@@ -101,7 +123,6 @@ def _make_tuner(
     train: TrainFunction,
     slots: Slots,
     scheduler: TrialScheduler,
-    watch: Callback,
 ) -> Tuner:
     from ray import tune
 
@@ -122,7 +143,6 @@ def _make_tuner(
             verbose=0,
             # Retries are the sweep's: it records them.
             failure_config=tune.FailureConfig(max_failures=0),
-            callbacks=[watch],
         ),
     )
 
@@ -164,7 +184,10 @@ def make_trainable(settings: TrialSettings, train: TrainFunction, threads: int) 
         # The training loop reads it; Ray sets 1 for an actor in a placement group, whatever it was given.
         os.environ["OMP_NUM_THREADS"] = str(threads)
 
+        watchdog = Watchdog(settings.report_timeout_s, settings.folder(config["number"]))
+
         def send(message: Message) -> bool:
+            watchdog.alive()
             # As one string, because Tune flattens what it is given. On a stop Tune exits from within report(), and its
             # thread must end without another report, else its process cannot be used again.
             try:
@@ -173,7 +196,8 @@ def make_trainable(settings: TrialSettings, train: TrainFunction, threads: int) 
                 raise TrialStopped from None
             return True
 
-        run_trial(settings, config["number"], json.loads(config["values"]), train, send, config["seed"])
+        with watchdog:
+            run_trial(settings, config["number"], json.loads(config["values"]), train, send, config["seed"])
 
     return penstock_trial
 
@@ -200,12 +224,17 @@ def make_searcher(sweep: Sweep, count: int) -> Searcher:
     return JournalSearcher()
 
 
-def make_scheduler(sweep: Sweep, settings: TrialSettings) -> Any:
-    """Tune's scheduler that passes each message on to the sweep and answers with its decision."""
+def make_scheduler(sweep: Sweep, settings: TrialSettings, warn: Callable[[str], None]) -> Any:
+    """Tune's scheduler that passes messages and deaths on to the sweep and answers with its decisions.
+
+    It also says once when no trial could be placed in time. All that needs no callback: given one, Tune imports every
+    tracking library it knows.
+    """
     from ray.tune.schedulers import FIFOScheduler
 
     class JournalScheduler(FIFOScheduler):
         error: Exception | None = None
+        waiting_since: float | None = time.monotonic()
 
         def on_trial_result(self, controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
             try:
@@ -218,29 +247,25 @@ def make_scheduler(sweep: Sweep, settings: TrialSettings) -> Any:
         def on_trial_complete(self, controller: Any, trial: Any, result: Mapping[str, Any]) -> None:
             remove_checkpoints(sweep, settings)
 
-    return JournalScheduler()
+        def on_trial_error(self, controller: Any, trial: Any) -> None:
+            path, number = Path(trial.error_file), trial.config["number"]
+            reason = take_hung_reason(settings.folder(number))
+            sweep.fail(number, reason or name_death(path.read_text() if path.exists() else ""))
 
+        def choose_trial_to_run(self, controller: Any) -> Any:
+            if self.waiting_since is not None:
+                self._watch(controller)
+            return super().choose_trial_to_run(controller)
 
-def make_watch(sweep: Sweep, warn: Callable[[str], None]) -> Callback:
-    """Records trials whose process died, and says once when no trial could be placed in time."""
-    from ray.tune import Callback
-
-    class Watch(Callback):
-        waiting_since: float | None = time.monotonic()
-
-        def on_trial_start(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-            self.waiting_since = None
-
-        def on_step_end(self, iteration: int, trials: list, **info: Any) -> None:
-            if self.waiting_since is not None and time.monotonic() - self.waiting_since > PLACEMENT_TIMEOUT_S:
+        def _watch(self, controller: Any) -> None:
+            assert self.waiting_since is not None
+            if any(trial.status == "RUNNING" for trial in controller.get_trials()):
+                self.waiting_since = None
+            elif time.monotonic() - self.waiting_since > PLACEMENT_TIMEOUT_S:
                 self.waiting_since = None
                 warn(f"No trial could be placed for {PLACEMENT_TIMEOUT_S} s: the cluster's CPUs or GPUs are in use.")
 
-        def on_trial_error(self, iteration: int, trials: list, trial: Any, **info: Any) -> None:
-            path = Path(trial.error_file)
-            sweep.fail(trial.config["number"], name_death(path.read_text() if path.exists() else ""))
-
-    return Watch()
+    return JournalScheduler()
 
 
 def name_death(text: str) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -29,6 +31,7 @@ from components.tune.trial import TrainFunction, TrialSettings
 
 JOURNAL_NAME = "trials.jsonl"
 HISTORY_KIND = "history"
+UNKNOWN_EPOCHS = 1000
 
 
 class StageConfig(Config):
@@ -73,6 +76,8 @@ def run(
         dataset=dataset.path,
         work_folder=context.work_folder,
         measures=tuple(aim.name for aim in plan.aims if aim.name in MEASURED),
+        report_timeout_s=config.tune.report_timeout_s,
+        workers=config.tune.workers,
         folds=make_folds(dataset.path, context.work_folder / "folds", folds, config.seed) if folds else (),
         epochs=trial_epochs(config),
         metric=plan.facts.metric,
@@ -134,8 +139,16 @@ def make_plan(config: StageConfig) -> SweepPlan:
 
 
 def trial_epochs(config: StageConfig) -> int:
-    """Epochs that a trial runs at most."""
-    return min(config.train.epochs, config.tune.max_epochs or config.train.epochs)
+    """Validations of a trial at most: one an epoch, or one every `validate_every_steps`."""
+    train, most = config.train, config.tune.max_epochs
+    if train.max_steps is None and train.validate_every_steps is None:
+        whole = train.epochs
+    elif train.max_steps is not None and train.validate_every_steps is not None:
+        whole = math.ceil(train.max_steps / train.validate_every_steps)
+    else:
+        # How many there are depends on the data; a trial ends by itself before this.
+        whole = most or UNKNOWN_EPOCHS
+    return min(whole, most or whole)
 
 
 def owner_digest(config: StageConfig, dataset_digest: str) -> str:
@@ -149,7 +162,11 @@ def run_trials(sweep: Sweep, settings: TrialSettings, train: TrainFunction, cont
     if context.debug:
         from components.tune.runners import run_here
 
-        run_here(sweep, settings, train)
+        run_here(sweep, replace(settings, workers=1), train)
+    elif settings.workers > 1:
+        from components.tune.group_runner import run_in_groups
+
+        run_in_groups(sweep, settings, train, sweep.plan.tune.concurrency, context.warn)
     else:
         from components.tune.ray_runner import run_on_ray
 

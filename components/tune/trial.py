@@ -40,6 +40,8 @@ class TrialSettings:
         dataset: Local folder of the Dataset artifact.
         work_folder: Trial 3 keeps its checkpoints in `trials/003` below it.
         measures: What is measured of each network, because the sweep aims at it.
+        report_timeout_s: Seconds without a report after which a trial hangs.
+        workers: Processes of a trial.
         folds: Datasets of a cross-validation; none trains on `dataset` itself.
         epochs: Most epochs of a fold.
         metric, sign: Which epoch of a fold is its best.
@@ -52,6 +54,8 @@ class TrialSettings:
     dataset: Path
     work_folder: Path
     measures: tuple[str, ...] = ()
+    report_timeout_s: float | None = None
+    workers: int = 1
     folds: tuple[Path, ...] = ()
     epochs: int = 0
     metric: str = ""
@@ -63,10 +67,13 @@ class TrialSettings:
     def job(self, number: int, config: Mapping[str, Any], seed: int | None = None) -> TrainJob:
         """The training run of a trial. All have the spec's seed, as the final training does, but repeats."""
         model, train = apply_config(self.model, self.train, config)
+        # A batch may not divide by the workers; as in the final training it is rounded up to one that does.
+        parts = self.workers * train.gradient_accumulation_steps
+        batch = -(-train.global_batch_size // parts) * parts
         return TrainJob(
             task=self.task,
             model=model,
-            train=train.model_copy(update={"workers": 1}),
+            train=train.model_copy(update={"workers": self.workers, "global_batch_size": batch}),
             seed=self.seed if seed is None else seed,
             dataset=self.dataset,
             work_folder=self.folder(number),

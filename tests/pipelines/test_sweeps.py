@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,9 @@ import pytest
 from components.context import read_lines
 from pipelines.cli import main
 from pipelines.run_folder import RunFolder
+from pipelines.spec import load_spec
+
+ROOT = Path(__file__).resolve().parents[2]
 
 SPEC: dict[str, Any] = {
     "name": "tiny",
@@ -121,3 +126,14 @@ def test_wrong_arguments_are_told_in_one_sentence(penstock, first, arguments, pa
     told = penstock(*(argument.format(first=first) for argument in arguments))
     assert penstock.exit_code == 2
     assert part in told["error"]["message"]
+
+
+def test_the_examples_of_the_docs_are_valid_specs(tmp_path):
+    text = (ROOT / "docs" / "tuning.md").read_text()
+    blocks = [textwrap.dedent(block) for block in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)]
+    assert len(blocks) == 3
+    head = "task: text-classification\ndata: {source: x.csv}\nmodel: {architecture: bert}\n"
+    path = tmp_path / "spec.yaml"
+    for more in ([], blocks[1:]):
+        path.write_text(head + blocks[0] + "".join(textwrap.indent(block, "  ") for block in more))
+        assert load_spec(path).spec.tune.trials == 24

@@ -1,0 +1,301 @@
+"""Runs trials that are sharded over several workers: standing Ray Train groups that take trial after trial.
+
+A group is one Ray Train run: its workers are placed together or not at all (one placement group), so two half-placed
+trials can never wait for each other. It costs some 15 s to start and serves many trials; between two of them nothing is
+started. Rank 0 of a group asks the sweep through a mailbox, in this process every answer is given.
+
+    worker (rank 0)  --ask-->  Mailbox (Ray actor)  --take-->  this process: next trial, report, end
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from components.errors import StageError, first_line
+from components.ray_connection import connect_ray
+from components.train.device import Hardware, Placement, plan_placement
+from components.train.group import Group
+from components.train.launch import cluster_hardware, first_failure, resources, root_cause, wait_for_room
+from components.tune.runners import deliver, remove_checkpoints
+from components.tune.sweep import Sweep
+from components.tune.trial import TrainFunction, TrialSettings, TrialStopped, measure
+
+TAKE_WAIT_S = 1.0
+IDLE_WAIT_S = 0.3
+"""A group for which there is nothing to do (a population that waits) asks again after this."""
+MAX_IDLE_STARTS = 3
+"""Groups that died one after the other without having been given a trial: then something else is wrong."""
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """How many groups stand side by side, and how each of their workers is placed."""
+
+    count: int
+    placement: Placement
+
+
+def plan_groups(hardware: Hardware, workers: int, concurrency: int | None, trials: int) -> GroupPlan:
+    """Divides a cluster among groups of `workers` workers: a GPU each where there are GPUs, else a core each.
+
+    Raises:
+        StageError: If not even one group fits.
+    """
+    room = min(hardware.gpus, hardware.cores) if hardware.gpus else hardware.cores
+    if room < workers:
+        unit = "GPUs" if hardware.gpus else "cores"
+        raise StageError(
+            f"tune.workers is {workers}, but the Ray cluster has {room} {unit}; lower it or add nodes.", "tune.workers"
+        )
+    count = max(1, min(room // workers, trials, concurrency or room))
+    return GroupPlan(count, plan_placement(hardware, workers * count, "fp32"))
+
+
+class Mailbox:
+    """A Ray actor that holds questions until this process has answered them."""
+
+    def __init__(self) -> None:
+        self.questions: asyncio.Queue = asyncio.Queue()
+        self.answers: dict[int, asyncio.Future] = {}
+
+    async def ask(self, group: int, question: Mapping[str, Any]) -> Any:
+        """Called by rank 0 of a group; returns when it is answered."""
+        number = len(self.answers)
+        self.answers[number] = asyncio.get_running_loop().create_future()
+        await self.questions.put((number, group, dict(question)))
+        return await self.answers[number]
+
+    async def take(self) -> list[tuple[int, int, dict[str, Any]]]:
+        """Everything that was asked; waits a second for a first question."""
+        try:
+            first = await asyncio.wait_for(self.questions.get(), TAKE_WAIT_S)
+        except TimeoutError:
+            return []
+        return [first, *(self.questions.get_nowait() for _ in range(self.questions.qsize()))]
+
+    async def answer(self, number: int, value: Any) -> None:
+        """Gives an answer back."""
+        self.answers[number].set_result(value)
+
+
+@dataclass
+class Groups:
+    """The standing groups: the Ray task that holds each, and the trial it runs.
+
+    Attributes:
+        tasks: Task -> number of its group.
+        trials: Group -> trial it was given.
+        started: Groups started so far; their numbers are never used again.
+    """
+
+    tasks: dict[Any, int] = field(default_factory=dict)
+    trials: dict[int, int] = field(default_factory=dict)
+    started: int = 0
+    idle_starts: int = 0
+
+
+def run_in_groups(
+    sweep: Sweep,
+    settings: TrialSettings,
+    train: TrainFunction,
+    concurrency: int | None,
+    warn: Callable[[str], None] = lambda text: None,
+) -> None:
+    """Runs what is left of the sweep, each trial on `settings.workers` workers.
+
+    Raises:
+        StageError: If the groups cannot be placed within 30 s, or the sweep itself cannot go on.
+    """
+    # Ends a group 2 s earlier; read when Ray Train is imported.
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+    import ray
+
+    connect_ray()
+    hardware = cluster_hardware(ray.cluster_resources())
+    plan = plan_groups(hardware, settings.workers, concurrency, sweep.total - sweep.ended)
+    wait_for_room(plan.placement, settings.workers * plan.count)
+    remove_checkpoints(sweep, settings)
+    mailbox = ray.remote(Mailbox).options(num_cpus=0).remote()
+    groups = Groups()
+    while sweep.ended < sweep.total:
+        for _ in range(plan.count - len(groups.tasks)):
+            _start_group(groups, mailbox, settings, train, plan.placement)
+        for number, group, question in ray.get(mailbox.take.remote()):
+            mailbox.answer.remote(number, _answer(sweep, settings, groups, group, question))
+        _bury_groups(sweep, settings, groups, warn)
+    _dismiss(mailbox, groups)
+
+
+def _start_group(groups: Groups, mailbox: Any, settings: TrialSettings, train: TrainFunction, place: Placement) -> None:
+    import ray
+
+    number = groups.started
+    # Takes no core itself: all that must be placed is Ray Train's own gang.
+    hold = ray.remote(hold_group).options(num_cpus=0, max_retries=0)
+    groups.tasks[hold.remote(mailbox, number, settings, train, place)] = number
+    groups.started += 1
+
+
+def _answer(sweep: Sweep, settings: TrialSettings, groups: Groups, group: int, question: dict[str, Any]) -> Any:
+    """What a group is told: whether its trial goes on, or its next trial, to wait (a delay), or None to end."""
+    if question["kind"] == "message":
+        return deliver(sweep, question["number"], question["message"])
+    groups.idle_starts = 0
+    groups.trials.pop(group, None)
+    remove_checkpoints(sweep, settings)
+    trial = sweep.next_trial()
+    if trial is None:
+        return None if sweep.ended >= sweep.total else {"wait_s": IDLE_WAIT_S}
+    groups.trials[group] = trial.number
+    return {"number": trial.number, "values": json.dumps(trial.config), "seed": trial.seed}
+
+
+def _bury_groups(sweep: Sweep, settings: TrialSettings, groups: Groups, warn: Callable[[str], None]) -> None:
+    """Records the trials of groups that died; new groups take their place."""
+    import ray
+
+    ended, _ = ray.wait(list(groups.tasks), num_returns=len(groups.tasks), timeout=0)
+    for task in ended:
+        group = groups.tasks.pop(task)
+        reason = _reason_of(task)
+        number = groups.trials.pop(group, None)
+        if reason is None:
+            continue
+        if number is not None:
+            folder = settings.folder(number)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "error.txt").write_text(reason)
+            sweep.fail(number, reason)
+            continue
+        groups.idle_starts += 1
+        warn(f"A group of {settings.workers} workers ended before it had a trial: {reason}.")
+        if groups.idle_starts >= MAX_IDLE_STARTS:
+            raise StageError(f"Groups of {settings.workers} workers do not start: {reason}.")
+
+
+def _reason_of(task: Any) -> str | None:
+    """Why a group ended, in one sentence; None if it had nothing more to do."""
+    import ray
+
+    try:
+        ray.get(task)
+    except Exception as error:  # noqa: BLE001 - recorded with its trial
+        cause = root_cause(error)
+        if "HealthCheck" in str(cause) or "ActorDied" in str(cause):
+            return "one of its worker processes died (killed, or crashed in native code)"
+        return first_line(cause)
+    return None
+
+
+def _dismiss(mailbox: Any, groups: Groups) -> None:
+    """Tells the groups, which ask for more, that nothing is left, and waits until they have ended."""
+    import ray
+
+    while groups.tasks:
+        for number, _, question in ray.get(mailbox.take.remote()):
+            mailbox.answer.remote(number, None if question["kind"] == "next" else False)
+        ended, _ = ray.wait(list(groups.tasks), num_returns=len(groups.tasks), timeout=0)
+        for task in ended:
+            del groups.tasks[task]
+
+
+def hold_group(mailbox: Any, number: int, settings: TrialSettings, train: TrainFunction, placement: Placement) -> None:
+    """A Ray task: one standing group, until the sweep has nothing more for it or one of its workers fails."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+
+    trainer = TorchTrainer(
+        serve_trials,
+        train_loop_config={
+            "mailbox": mailbox, "group": number, "settings": settings, "train": train, "device": placement.device
+        },
+        torch_config=TorchConfig(backend=placement.backend),
+        scaling_config=ScalingConfig(
+            num_workers=settings.workers,
+            use_gpu=placement.gpus_per_worker > 0,
+            resources_per_worker=resources(placement),
+        ),
+        run_config=RunConfig(
+            name=f"group-{number}",
+            storage_path=str(settings.work_folder / "ray"),
+            failure_config=FailureConfig(max_failures=0),
+        ),
+    )  # fmt: skip
+    try:
+        trainer.fit()
+    except WorkerGroupError as error:
+        raise first_failure(error) from None
+    except ControllerError as error:
+        raise StageError(f"The group could not be run: {first_line(error.controller_failure)}.") from None
+
+
+def serve_trials(config: dict[str, Any]) -> None:
+    """What each worker of a group runs: trial after trial, until rank 0 is told that none is left."""
+    import ray
+    import ray.train
+
+    ranks = ray.train.get_context()
+    rank, world_size, local_rank = ranks.get_world_rank(), ranks.get_world_size(), ranks.get_local_rank()
+    settings: TrialSettings = config["settings"]
+    group = Group(rank, world_size, config["device"])
+
+    def ask(question: dict[str, Any]) -> Any:
+        return ray.get(config["mailbox"].ask.remote(config["group"], question))
+
+    while True:
+        # No worker of the group may go ahead: the order is heard by all or the group is dead.
+        order = group.broadcast(ask({"kind": "next"}) if rank == 0 else None)
+        if order is None:
+            return
+        if "wait_s" in order:
+            time.sleep(order["wait_s"])
+            continue
+        worker = GroupWorker(group, local_rank, order["number"], ask)
+        with suppress(TrialStopped):
+            run_sharded_trial(settings, order, worker, config["train"])
+
+
+def run_sharded_trial(
+    settings: TrialSettings, order: Mapping[str, Any], worker: GroupWorker, train: TrainFunction
+) -> None:
+    """One trial on this worker; an error ends the whole group, because its peers may be waiting for this worker."""
+    job = settings.job(order["number"], json.loads(order["values"]), order["seed"])
+    Path(job.work_folder).mkdir(parents=True, exist_ok=True)
+    if settings.measures and worker.rank == 0:
+        worker.tell({"state": "measured", "metrics": measure(job, settings.measures)})
+    train(job, worker)
+    if worker.rank == 0:
+        worker.tell({"state": "finished"})
+
+
+class GroupWorker:
+    """A worker of a sharded trial: rank 0 reports, all hear the answer."""
+
+    def __init__(self, group: Group, local_rank: int, number: int, ask: Callable[[dict[str, Any]], Any]) -> None:
+        self.group, self.rank, self.world_size, self.local_rank = group, group.rank, group.world_size, local_rank
+        self.number, self.ask = number, ask
+        self.pace: dict[str, float] = {}
+
+    def tell(self, message: Mapping[str, Any]) -> Any:
+        return self.ask({"kind": "message", "number": self.number, "message": dict(message)})
+
+    def progress(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
+        self.pace = {name: metrics[name] for name in ("loss", "samples_per_s") if name in metrics}
+
+    def report(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        """Raises TrialStopped on every rank alike, so that none is left waiting in a collective call."""
+        goes_on = None
+        if self.rank == 0:
+            values = {name: float(value) for name, value in metrics.items()}
+            goes_on = self.tell({"state": "report", "epoch": epoch, "metrics": values, "pace": self.pace})
+        if not self.group.broadcast(goes_on):
+            raise TrialStopped

@@ -1,0 +1,237 @@
+"""Faults of a sweep on a real Ray: poisoned processes, killed workers, and what plain Ray Tune makes of the same.
+
+Rows B1 to B5 and B7 of the fault matrix. The trials cost nothing; actors, processes and records are the real ones.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from components.artifacts import write_artifact
+from components.tune.history import can_extend, read_sweep, records_to_extend
+from components.tune.journal import Journal
+from components.tune.runners import run_here
+from components.tune.stage import StageConfig, describe_sweep, run
+from components.tune.sweep import Sweep
+from tests.components.tune.fakes import fake_inherit, fake_train, make_config, make_context, make_plan, make_settings
+from tests.faults.conftest import FULL
+
+pytestmark = pytest.mark.faults
+
+RATES = {"train.learning_rate": {"grid": [1e-5, 1e-4, 1e-3, 2e-3, 1e-2, 2e-2, 1e-1]}}
+
+
+def run_grid(folder: Path, train, **tune):
+    """A grid of seven on Ray (or, with `debug`, here); gives trials.json."""
+    folder.mkdir()
+    context = replace(make_context(folder), debug=tune.pop("debug", False))
+    with write_artifact(str(folder / "dataset"), "dataset", {}, context) as draft:
+        draft.write_json("schema.json", {})
+    sections = {"model": {"architecture": "mlp"}, "train": {"epochs": 3}}
+    values = {"search": "grid", "space": RATES, "retries": 0, **tune}
+    config = StageConfig.model_validate({"task": "image-classification", **sections, "tune": values})
+    return run(config, {"dataset": draft.artifact.ref}, str(folder / "sweep"), context, train=train).read_json(
+        "trials.json"
+    )
+
+
+class Unpicklable(Exception):
+    """An error that cannot cross a process."""
+
+    def __init__(self) -> None:
+        super().__init__("cannot travel")
+        self.lock = threading.Lock()
+
+
+def poisoned(job, worker):
+    """Each trial but 0 and 6 breaks in its own way."""
+    number = int(job.work_folder.name)
+    if number == 1:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if number == 2:
+        time.sleep(1000)
+    if number == 3:
+        raise Unpicklable
+    if number == 4:
+        sys.exit(3)
+    if number == 5:
+        sys.stdout.write("x" * (20 << 20))
+        limit = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 30, limit[1]))
+        try:
+            bytearray(8 << 30)
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, limit)
+    return fake_train(job, worker)
+
+
+REASONS = {1: "process died", 2: "did not report for 6 s", 3: "cannot travel", 4: "SystemExit: 3", 5: "MemoryError"}
+
+
+def test_B4_poisoned_processes_are_named_and_leave_the_others_as_they_are(tmp_path, ray_session):
+    control = run_grid(tmp_path / "control", fake_train, debug=True)
+    trials = run_grid(tmp_path / "poisoned", poisoned, report_timeout_s=6)
+    for number, reason in REASONS.items():
+        assert trials[number]["state"] == "failed" and reason in trials[number]["reason"], trials[number]
+    assert [trials[number] for number in (0, 6)] == [control[number] for number in (0, 6)]
+
+
+def test_B1_a_killed_trial_process_goes_on_from_its_checkpoint(tmp_path, ray_session):
+    def mortal(job, worker):
+        marker = job.work_folder / "killed"
+        if int(job.work_folder.name) % 3 == 0 and not marker.exists():
+            report = worker.report
+
+            def die(epoch, metrics):
+                report(epoch, metrics)
+                if epoch == 2:
+                    marker.touch()
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            worker.report = die
+        return fake_train(job, worker)
+
+    control = run_grid(tmp_path / "control", fake_train, debug=True)
+    trials = run_grid(tmp_path / "killed", mortal, retries=1)
+    assert [trial["failures"] for trial in trials] == [1, 0, 0, 1, 0, 0, 1]
+    assert [trial["metrics"] for trial in trials] == [trial["metrics"] for trial in control]
+    epochs = (tmp_path / "killed" / "work" / "trials" / "ledger.txt").exists()
+    assert not epochs  # the ledger lies beside the trials, in the work folder
+    lines = (tmp_path / "killed" / "work" / "ledger.txt").read_text().split("\n")
+    assert len(lines) == len(set(lines))  # no epoch was trained twice
+
+
+def extended(folder: Path, begin=(), **tune) -> Sweep:
+    folder.mkdir(exist_ok=True)
+    plan, settings = make_plan(**tune), make_settings(folder)
+    journal = Journal(folder / "trials.jsonl", "owner", describe_sweep(make_config(**tune), plan), begin)
+    sweep = Sweep(plan, journal, inherit=partial(fake_inherit, settings))
+    run_here(sweep, settings, fake_train)
+    return sweep
+
+
+@pytest.mark.parametrize("search", ["random", "bayesian"])
+def test_B7_raised_trials_run_exactly_the_delta(tmp_path, search):
+    short = read_sweep(extended(tmp_path / "short", search=search, trials=5).journal.path)
+    plan = {"search": search, "trials": 9}
+    assert can_extend(short, describe_sweep(make_config(**plan), make_plan(**plan)))
+    longer = extended(tmp_path / "longer", records_to_extend(short), **plan)
+    trained = {line.split()[0] for line in (tmp_path / "longer" / "ledger.txt").read_text().splitlines()}
+    assert trained == {f"{number:03d}" for number in range(5, 9)}
+    assert longer.ended == 9
+
+
+def test_B7_less_room_on_resume_starves_no_trial(tmp_path, ray_session):
+    """The first start has room for two trials and is ended; the second gets one core."""
+    folder = tmp_path / "work"
+    folder.mkdir()
+    sweep = Sweep(make_plan(epochs=2), Journal(folder / "trials.jsonl", "owner"))
+    sweep.next_trial(), sweep.next_trial()
+    from components.tune.ray_runner import run_on_ray
+
+    again = Sweep(make_plan(epochs=2), Journal(folder / "trials.jsonl", "owner"))
+    run_on_ray(again, make_settings(folder, epochs=2), fake_train, concurrency=1)
+    assert [trial.state for trial in again.in_order()] == ["finished"] * 6
+
+
+@pytest.fixture(scope="module")
+def plain_tune(tmp_path_factory, ray_session):
+    """A finished experiment of Ray Tune as it is shipped."""
+    import ray
+    from ray import tune
+
+    if not ray.is_initialized():
+        ray.init(address=ray_session, log_to_driver=False)
+    folder = tmp_path_factory.mktemp("plain")
+    config = tune.RunConfig(name="plain", storage_path=str(folder), verbose=0)
+    tuner = tune.Tuner(plain_trial, param_space={"x": tune.uniform(0, 1)}, run_config=config)
+    tuner.fit()
+    return folder / "plain"
+
+
+def plain_trial(config):
+    from ray import tune
+
+    tune.report({"score": config["x"]})
+
+
+def test_B7_control_plain_ray_tune_takes_no_other_number_of_trials(plain_tune):
+    from ray import tune
+
+    with pytest.raises(TypeError):
+        tune.Tuner.restore(str(plain_tune), plain_trial, tune_config=tune.TuneConfig(num_samples=3))
+    assert len(tune.Tuner.restore(str(plain_tune), plain_trial).fit()) == 1
+
+
+def test_B2_control_plain_ray_tune_is_lost_with_one_torn_file(plain_tune):
+    from ray import tune
+
+    (plain_tune / "tuner.pkl").write_bytes(b"")
+    with pytest.raises(EOFError):
+        tune.Tuner.restore(str(plain_tune), plain_trial)
+
+
+def test_B3_control_a_restarted_sampler_alone_does_not_go_on_where_it_was(tmp_path):
+    """Optuna's seeded sampler, a new one after five trials: what a restart without our replay would do."""
+    import optuna
+
+    def suggestions(restart: bool) -> list[float]:
+        study = optuna.create_study(
+            sampler=optuna.samplers.TPESampler(seed=0, n_startup_trials=3), direction="maximize"
+        )
+        for number in range(9):
+            if restart and number == 5:
+                study.sampler = optuna.samplers.TPESampler(seed=0, n_startup_trials=3)
+            trial = study.ask()
+            study.tell(trial, -((trial.suggest_float("x", 0, 1) - 0.3) ** 2))
+        return [trial.params["x"] for trial in study.trials]
+
+    assert suggestions(restart=False)[:5] == suggestions(restart=True)[:5]
+    assert suggestions(restart=False)[5:] != suggestions(restart=True)[5:]
+
+
+MANY = """
+import json, resource, sys, time
+from pathlib import Path
+from components.tune.journal import Journal
+from components.tune.sweep import Sweep
+from tests.components.tune.fakes import make_plan
+
+folder, trials = Path(sys.argv[1]), int(sys.argv[2])
+began = time.monotonic()
+sweep = Sweep(make_plan(epochs=1, search="random", trials=trials), Journal(folder / "trials.jsonl", "owner"))
+resumed_s, kib = time.monotonic() - began, []
+while (trial := sweep.next_trial()) is not None:
+    sweep.report(trial.number, 1, {"accuracy": 0.5})
+    if trial.number % (trials // 10) == 0:
+        kib.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+print(json.dumps({"resumed_s": resumed_s, "kib": kib, "ended": sweep.ended}))
+"""
+
+
+def many_trials(folder: Path, trials: int) -> dict:
+    command = [sys.executable, "-c", MANY, str(folder), str(trials)]
+    root = Path(__file__).resolve().parents[2]
+    return json.loads(subprocess.run(command, cwd=root, capture_output=True, check=True, text=True).stdout)
+
+
+@pytest.mark.skipif(not FULL, reason="ten thousand trials take minutes; full counts only")
+def test_B5_ten_thousand_trials_stay_small_and_resume_quickly(tmp_path):
+    trials = 10_000
+    first, second = many_trials(tmp_path, trials), many_trials(tmp_path, trials)
+    assert first["ended"] == second["ended"] == trials
+    assert (tmp_path / "trials.jsonl").stat().st_size < 200e6
+    assert (first["kib"][-1] - first["kib"][1]) / (0.8 * trials) < 10
+    assert second["resumed_s"] < 30
