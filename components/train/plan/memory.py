@@ -25,10 +25,12 @@ MAX_LIVE_PARAMETERS = 1_000_000_000
 PREFETCH_ELEMENTS = 50_000_000
 """DeepSpeed's `stage3_prefetch_bucket_size`: weights of the next block, gathered while this one computes."""
 
-CPU_RUNTIME_BYTES = 160 * MIB
-"""What torch's CPU kernels load and compile in the first step, measured with `make bench-plan`."""
-CPU_FRAGMENTATION = 0.3
-"""Freed blocks that the C library keeps: a share of activations and gradients, measured with `make bench-plan`."""
+CPU_RUNTIME_BYTES = 80 * MIB
+"""What torch's optimizers and CPU kernels load when a training begins, measured."""
+TRANSFORMERS_BYTES = 100 * MIB
+"""What `transformers` loads beside that with its first network, measured."""
+STEP_COPIES = {"adagrad": 2}
+"""Copies of the largest tensor that an optimizer makes in its step; the fused ones make none."""
 CPU_PROCESS_BYTES = 700 * MIB
 """Python with torch, transformers and Ray, before a training begins."""
 GPU_PROCESS_BYTES = 1536 * MIB
@@ -107,7 +109,8 @@ def predict_memory(sizes: NetworkSizes, step: StepMemory, validation: StepMemory
     validating = validation.peak(setting.validation_batch, 0.0) if setting.validation_batch else 0
     # The best weights are copied to the machine's memory, and once more on their way to the file.
     copying = 2 * FP32_BYTES * sizes.parameters if setting.device == "cpu" and setting.validation_batch else 0
-    moving = max(training, validating, copying)
+    stepping = states.gradients + STEP_COPIES.get(setting.optimizer, 0) * FP32_BYTES * sizes.largest_block
+    moving = max(training, validating, copying, stepping)
     buffers = buffer_bytes(sizes, setting)
     if setting.sharding.stage < 2:
         # Gradients are reduced after the backward pass, when the activations are gone.
@@ -117,11 +120,14 @@ def predict_memory(sizes: NetworkSizes, step: StepMemory, validation: StepMemory
         states=states,
         activations=max(0, moving - states.gradients),
         buffers=buffers,
-        overhead=int(moving * (CPU_FRAGMENTATION if on_cpu else GPU_FRAGMENTATION))
-        + (CPU_RUNTIME_BYTES if on_cpu else 0)
-        + setting.data_bytes,
+        overhead=setting.data_bytes + (runtime_bytes(sizes) if on_cpu else int(moving * GPU_FRAGMENTATION)),
         process=CPU_PROCESS_BYTES if on_cpu else GPU_PROCESS_BYTES,
     )
+
+
+def runtime_bytes(sizes: NetworkSizes) -> int:
+    """What the libraries load on a CPU when a training begins."""
+    return CPU_RUNTIME_BYTES + (TRANSFORMERS_BYTES if sizes.from_transformers else 0)
 
 
 def training_peak(states: StateBytes, step: StepMemory, setting: Setting) -> int:

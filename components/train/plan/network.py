@@ -79,6 +79,7 @@ class NetworkSizes:
         looked_up: Those of embedding tables that are only looked up: they cost no multiplication.
         largest_block: Of the largest block (one layer, or one module outside the layers), gathered at once by ZeRO-3.
         small: In tensors that ZeRO-3 does not shard.
+        from_transformers: Whether the network is one of `transformers`, which must then be loaded.
     """
 
     modules: tuple[ModuleSize, ...]
@@ -86,6 +87,7 @@ class NetworkSizes:
     looked_up: int
     largest_block: int
     small: int
+    from_transformers: bool = False
 
 
 def count_parameters(workload: Workload) -> NetworkSizes:
@@ -101,6 +103,7 @@ def count_parameters(workload: Workload) -> NetworkSizes:
         looked_up=looked_up_parameters(module),
         largest_block=largest_block(sizes),
         small=sum(size for size in sizes.values() if size < SMALL_TENSOR_ELEMENTS),
+        from_transformers=inner_network(module) is not None,
     )
 
 

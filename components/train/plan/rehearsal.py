@@ -25,6 +25,10 @@ from components.train.plan.network import Workload, build_empty, inner_network
 
 REHEARSED_LAYERS = (2, 4)
 REHEARSED_BATCHES = (2, 4)
+HEAP_BLOCK_BYTES = 32 << 20
+"""Larger blocks are mapped by themselves and given back at once (glibc's DEFAULT_MMAP_THRESHOLD_MAX)."""
+HEAP_FACTOR = 1.4
+"""Bytes of the heap for each byte of blocks in it, measured with `make bench-plan`."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +59,9 @@ class Rehearsal:
 class Ledger(TorchDispatchMode):
     """Books every storage that an operation makes until it is freed."""
 
-    def __init__(self, known: Iterator[torch.Tensor]) -> None:
+    def __init__(self, known: Iterator[torch.Tensor], heap: bool) -> None:
         super().__init__()
+        self.heap = heap
         self.known = {tensor.untyped_storage()._cdata for tensor in known}
         self.live: dict[int, int] = {}
         self.marked: set[int] = set()
@@ -77,8 +82,8 @@ class Ledger(TorchDispatchMode):
         key = storage._cdata
         if key in self.known or key in self.live:
             return
-        self.live[key] = storage.nbytes()
-        self.activations += storage.nbytes()
+        self.live[key] = heap_bytes(storage.nbytes()) if self.heap else storage.nbytes()
+        self.activations += self.live[key]
         self.highest[self.gradients] = max(self.highest.get(self.gradients, 0), self.activations)
         weakref.finalize(storage, self.drop, key)
 
@@ -104,6 +109,11 @@ class Ledger(TorchDispatchMode):
         return Rehearsal(dict(self.highest))
 
 
+def heap_bytes(size_bytes: int) -> int:
+    """What a block costs in the C library's heap, from which freed blocks seldom go back to the system."""
+    return size_bytes if size_bytes > HEAP_BLOCK_BYTES else int(HEAP_FACTOR * size_bytes)
+
+
 @dataclass(frozen=True)
 class Step:
     """How a step is run.
@@ -113,7 +123,7 @@ class Step:
         bf16_weights: Whether the weights come in bf16 already, as ZeRO-3 gathers them; else autocast keeps a bf16 copy
             of each beside the fp32 one until the backward pass is through.
         checkpointing: Whether only the inputs of the blocks are kept, and their insides computed again.
-        gpu: Whether attention runs in one kernel.
+        gpu: Whether on a GPU: attention runs in one kernel, and freed blocks are used again.
         backward: False rehearses a validation pass.
     """
 
@@ -133,7 +143,7 @@ def rehearse(workload: Workload, batch: int, step: Step) -> Rehearsal:
             checkpoint_blocks(module)
         inputs, labels = example_batch(workload, batch)
         known = (*module.parameters(), *module.buffers(), *inputs.values(), labels)
-        with Ledger(iter(known)) as ledger, attention(step):
+        with Ledger(iter(known), heap=not step.gpu) as ledger, attention(step):
             for parameter in module.parameters():
                 parameter.register_post_accumulate_grad_hook(ledger.mark_gradient)
             run_step(workload, module, inputs, labels, step)

@@ -208,7 +208,9 @@ class Planner:
     def rehearsals(self, step: Step) -> StepMemory:
         from components.train.plan.rehearsal import StepMemory
 
-        return self.steps.setdefault(step, StepMemory(self.demand.workload, step, self.exact))
+        # On a CPU the size of a block decides what it costs, so no line leads from few samples to many.
+        exact = self.exact or self.machine.device == "cpu"
+        return self.steps.setdefault(step, StepMemory(self.demand.workload, step, exact))
 
 
 def validation_batch(workload: Workload) -> int:

@@ -1,0 +1,152 @@
+"""Predicted against measured peak memory on a CPU, each training in a process of its own. `make bench-plan`.
+
+Measured is what `penstock run` records as `peak_memory_bytes`: the process's high-water mark since the training began,
+less what it held before. Asked for: a median error of at most 10 %.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+STEPS = 4
+CORPUS_BYTES = 300_000
+CASES: dict[str, dict[str, Any]] = {
+    "gpt fp32": {"model": {"architecture": "gpt", "hidden_size": 256, "num_hidden_layers": 4, "dropout": 0.0}},
+    "gpt fp32 dropout": {"model": {"architecture": "gpt", "hidden_size": 256, "num_hidden_layers": 4, "dropout": 0.1}},
+    "gpt bf16": {"model": {"architecture": "gpt", "hidden_size": 384, "num_hidden_layers": 6, "dropout": 0.0},
+                 "train": {"precision": "bf16"}},
+    "llama fp32": {"model": {"architecture": "llama", "hidden_size": 384, "num_hidden_layers": 4}},
+    "llama bf16 sgd": {"model": {"architecture": "llama", "hidden_size": 384, "num_hidden_layers": 6},
+                       "train": {"precision": "bf16", "optimizer": {"name": "sgd"}}},
+    "llama wide, accumulation": {"model": {"architecture": "llama", "hidden_size": 1024, "num_hidden_layers": 2},
+                                 "train": {"global_batch_size": 8, "gradient_accumulation_steps": 4}},
+    "gpt wide, ZeRO-2": {"model": {"architecture": "gpt", "hidden_size": 768, "num_hidden_layers": 4, "dropout": 0.0},
+                         "train": {"global_batch_size": 8, "zero": {"stage": 2}}},
+    "bert fp32": {"model": {"architecture": "bert", "hidden_size": 384, "num_hidden_layers": 4}},
+    "bert bf16 momentum": {"model": {"architecture": "bert", "hidden_size": 512, "num_hidden_layers": 4},
+                           "train": {"precision": "bf16", "optimizer": {"name": "momentum"}}},
+    "vit fp32": {"model": {"architecture": "vit", "patch_size": 2, "hidden_size": 384, "num_hidden_layers": 6},
+                 "train": {"global_batch_size": 256}},
+    "mlp wide adamw": {"model": {"architecture": "mlp", "hidden_sizes": [6144, 6144]},
+                       "train": {"global_batch_size": 128}},
+    "mlp wide adagrad": {"model": {"architecture": "mlp", "hidden_sizes": [6144, 6144]},
+                         "train": {"global_batch_size": 128, "optimizer": {"name": "adagrad"}}},
+}  # fmt: skip
+TASKS = {"gpt": "text-generation", "llama": "text-generation", "bert": "text-classification"}
+IMAGES = "image-classification"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One training: bytes that were predicted and measured, and how long it took."""
+
+    predicted: int
+    measured: int
+    seconds: float
+
+    @property
+    def error(self) -> float:
+        return self.predicted / self.measured - 1
+
+
+def main(words: list[str]) -> None:
+    """Runs the cases whose names hold one of the words; all without words."""
+    print(f"{'training':26} {'predicted':>10} {'measured':>10} {'error':>7}  seconds")
+    errors = []
+    with tempfile.TemporaryDirectory(prefix="bench-plan-") as folder:
+        datasets = make_datasets(Path(folder))
+        for name, case in CASES.items():
+            if words and not any(word in name for word in words):
+                continue
+            task = TASKS.get(case["model"]["architecture"], IMAGES)
+            found = measure(task, case, datasets[task], Path(folder) / name.replace(" ", "-"))
+            errors.append(abs(found.error))
+            sizes = f"{found.predicted / 1e6:7.0f} MB {found.measured / 1e6:7.0f} MB"
+            print(f"{name:26} {sizes} {found.error:+7.1%}  {found.seconds:.0f}", flush=True)
+    print(f"median error {statistics.median(errors):.1%}, largest {max(errors):.1%}, n = {len(errors)}")
+
+
+def measure(task: str, case: dict[str, Any], dataset: Path, folder: Path) -> Measured:
+    """Trains a few steps in another process and asks the planner about it."""
+    from components.tasks import get_task
+    from components.train.__main__ import read_job
+    from components.train.plan.forecast import forecast_peak
+    from components.train.plan.network import Workload
+    from components.train.result import RESULT_NAME
+    from components.train.session import network_inputs
+
+    defaults = {"max_steps": STEPS, "validate_every_steps": STEPS, "global_batch_size": 16, "precision": "fp32"}
+    folder.mkdir()
+    values = {
+        "task": task,
+        "model": case["model"],
+        "train": {**defaults, **({"seq_len": 256} if task == "text-generation" else {}), **case.get("train", {})},
+        "seed": 0,
+        "dataset": str(dataset),
+        "work_folder": str(folder / "work"),
+        "key_file": str(folder / "key"),
+    }
+    (folder / "job.json").write_text(json.dumps(values))
+    started = time.monotonic()
+    command = [sys.executable, "-W", "ignore", "-m", "components.train", str(folder / "job.json")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=dict(os.environ))
+    if done.returncode != 0:
+        sys.exit(f"{values['model']} ended with {done.returncode}: {done.stderr[-2000:]}")
+    facts = json.loads((folder / "work" / RESULT_NAME).read_text())["facts"]
+    job = read_job(folder / "job.json")
+    preprocessing = get_task(task).load(dataset / "preprocess")
+    workload = Workload(task, job.model, network_inputs(job, preprocessing), len(preprocessing.classes))
+    seconds = time.monotonic() - started
+    return Measured(forecast_peak(job, workload, facts), facts["peak_memory_bytes"], seconds)
+
+
+def make_datasets(folder: Path) -> dict[str, Path]:
+    """Digits, and the standard library's own source as running text and as labelled pieces."""
+    text = read_corpus()
+    (folder / "corpus.txt").write_text(text)
+    pieces = [text[start : start + 400] for start in range(0, len(text) - 400, 400)]
+    lines = [json.dumps({"text": piece, "label": "ab"[number % 2]}) for number, piece in enumerate(pieces)]
+    (folder / "pieces.jsonl").write_text("\n".join(lines))
+    sources: dict[str, dict[str, Any]] = {
+        "text-generation": {"source": str(folder / "corpus.txt"), "text": {"vocab_size": 4096},
+                            "split": {"by": "position", "test": 0}},
+        "text-classification": {"source": str(folder / "pieces.jsonl"), "text": {"max_length": 128}},
+        IMAGES: {"source": "builtin://digits"},
+    }  # fmt: skip
+    return {task: make_dataset(task, data, folder / task) for task, data in sources.items()}
+
+
+def make_dataset(task: str, data: dict[str, Any], folder: Path) -> Path:
+    """The data stage's Dataset."""
+    from components.context import Context
+    from components.data.stage import StageConfig, run
+
+    for name in ("home", "run", "work"):
+        (folder / name).mkdir(parents=True)
+    context = Context("bench", "data", folder / "home", folder / "run", folder / "work", debug=True)
+    config = StageConfig.model_validate({"task": task, "data": data})
+    return run(config, {}, str(folder / "dataset"), context).path
+
+
+def read_corpus() -> str:
+    """Source files of the standard library, in the order of their names."""
+    library = Path(os.__file__).parent
+    text = ""
+    for path in sorted(library.glob("[a-d]*.py")):
+        text += path.read_text(errors="replace")
+        if len(text) >= CORPUS_BYTES:
+            break
+    return text[:CORPUS_BYTES]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
