@@ -101,8 +101,8 @@ format: $(STAMP)  ## Formats the code and mends what ruff can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench-%: benchmarks/%.py $(STAMP)  ## Runs benchmarks/NAME.py
-	$(BIN)/python $<
+bench-%: $(STAMP)  ## Runs benchmarks/NAME.py
+	$(BIN)/python benchmarks/$(subst -,_,$*).py
 
 lock: $(STAMP)  ## Writes constraints.txt from the environment as it is
 	{ sed -n '/^#/p' constraints.txt; $(BIN)/pip freeze --all --exclude-editable --exclude pip --exclude penstock \

@@ -3,8 +3,8 @@
 `make bench-zero-memory`. Measured is the sum of the tensors that the engine really holds between the backward pass and
 the optimizer step, where all three parts of the state are there: parameters, gradients and optimizer state. Buffers of
 the communication do not count. Asked for: within 10 % of the formula. The last column is the ZeRO paper's own total for
-weights and gradients of the same width, without the copy of its share of the weights that DeepSpeed's stages 1 and 2
-make even where these are fp32.
+weights and gradients of the same width, without the copy of its share of the weights that DeepSpeed makes from stage 1
+on, even where these are fp32.
 """
 
 from __future__ import annotations

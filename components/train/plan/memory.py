@@ -106,16 +106,14 @@ def predict_memory(sizes: NetworkSizes, step: StepMemory, validation: StepMemory
     """
     states = state_bytes(sizes.parameters, setting.optimizer, setting.sharding, whole=sizes.small)
     training = training_peak(states, step, setting)
-    validating = validation.peak(setting.validation_batch, 0.0) if setting.validation_batch else 0
-    # The best weights are copied to the machine's memory, and once more on their way to the file.
-    copying = 2 * FP32_BYTES * sizes.parameters if setting.device == "cpu" and setting.validation_batch else 0
+    on_cpu = setting.device == "cpu"
+    later = after_training(sizes, step, validation, setting) if setting.validation_batch else 0
     stepping = states.gradients + STEP_COPIES.get(setting.optimizer, 0) * FP32_BYTES * sizes.largest_block
-    moving = max(training, validating, copying, stepping)
+    moving = max(training, later, stepping)
     buffers = buffer_bytes(sizes, setting)
     if setting.sharding.stage < 2:
         # Gradients are reduced after the backward pass, when the activations are gone.
         buffers = max(0, buffers - (moving - states.gradients))
-    on_cpu = setting.device == "cpu"
     return MemoryPrediction(
         states=states,
         activations=max(0, moving - states.gradients),
@@ -123,6 +121,18 @@ def predict_memory(sizes: NetworkSizes, step: StepMemory, validation: StepMemory
         overhead=setting.data_bytes + (runtime_bytes(sizes) if on_cpu else int(moving * GPU_FRAGMENTATION)),
         process=CPU_PROCESS_BYTES if on_cpu else GPU_PROCESS_BYTES,
     )
+
+
+def after_training(sizes: NetworkSizes, step: StepMemory, validation: StepMemory, setting: Setting) -> int:
+    """Validation, and keeping the best weights: copied to the machine's memory, and once more on their way to the file.
+
+    On a CPU both come on top of the heap that training has left behind.
+    """
+    if setting.device != "cpu":
+        return validation.peak(setting.validation_batch, 0.0)
+    heap = max(step.heap(setting.micro_batch_size), validation.heap(setting.validation_batch))
+    copies = 2 * FP32_BYTES * sizes.parameters
+    return heap + max(validation.mapped(setting.validation_batch), copies)
 
 
 def runtime_bytes(sizes: NetworkSizes) -> int:

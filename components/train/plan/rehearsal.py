@@ -27,7 +27,7 @@ REHEARSED_LAYERS = (2, 4)
 REHEARSED_BATCHES = (2, 4)
 HEAP_BLOCK_BYTES = 32 << 20
 """Larger blocks are mapped by themselves and given back at once (glibc's DEFAULT_MMAP_THRESHOLD_MAX)."""
-HEAP_FACTOR = 1.4
+HEAP_FACTOR = 1.35
 """Bytes of the heap for each byte of blocks in it, measured with `make bench-plan`."""
 
 
@@ -37,9 +37,13 @@ class Rehearsal:
 
     Attributes:
         highest: Gradient bytes -> most activation bytes while the finished gradients had that size.
+        heap: Most bytes at once in blocks small enough for the C library's heap, at what they cost there.
+        mapped: Most bytes at once in larger blocks.
     """
 
     highest: Mapping[int, int]
+    heap: int = 0
+    mapped: int = 0
 
     def peaks(self, gradient_share: float) -> tuple[int, int]:
         """Most bytes at once in the first and in the second half of the backward pass.
@@ -64,8 +68,9 @@ class Ledger(TorchDispatchMode):
         self.heap = heap
         self.known = {tensor.untyped_storage()._cdata for tensor in known}
         self.live: dict[int, int] = {}
+        self.large: dict[int, int] = {}
         self.marked: set[int] = set()
-        self.activations = self.gradients = 0
+        self.activations = self.gradients = self.mapped = self.most_heap = self.most_mapped = 0
         self.highest: dict[int, int] = {0: 0}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -84,11 +89,17 @@ class Ledger(TorchDispatchMode):
             return
         self.live[key] = heap_bytes(storage.nbytes()) if self.heap else storage.nbytes()
         self.activations += self.live[key]
+        if storage.nbytes() > HEAP_BLOCK_BYTES:
+            self.large[key] = storage.nbytes()
+            self.mapped += storage.nbytes()
+        self.most_mapped = max(self.most_mapped, self.mapped)
+        self.most_heap = max(self.most_heap, self.activations + self.gradients - self.mapped)
         self.highest[self.gradients] = max(self.highest.get(self.gradients, 0), self.activations)
         weakref.finalize(storage, self.drop, key)
 
     def drop(self, key: int) -> None:
         size = self.live.pop(key)
+        self.mapped -= self.large.pop(key, 0)
         if key in self.marked:
             self.marked.remove(key)
             self.gradients -= size
@@ -106,7 +117,7 @@ class Ledger(TorchDispatchMode):
         self.highest.setdefault(self.gradients, self.activations)
 
     def rehearsal(self) -> Rehearsal:
-        return Rehearsal(dict(self.highest))
+        return Rehearsal(dict(self.highest), self.most_heap, self.most_mapped)
 
 
 def heap_bytes(size_bytes: int) -> int:
@@ -235,6 +246,21 @@ class StepMemory:
             return max(self._with_batch(layers, batch).peaks(gradient_share))
         few, more = (self._with_batch(number, batch).peaks(gradient_share) for number in REHEARSED_LAYERS)
         return max(straight_line(REHEARSED_LAYERS, halves, layers) for halves in zip(few, more, strict=True))
+
+    def heap(self, batch: int) -> int:
+        """Most bytes in the C library's heap, which keeps them."""
+        return self._blocks("heap", batch)
+
+    def mapped(self, batch: int) -> int:
+        """Most bytes in blocks that are given back at once."""
+        return self._blocks("mapped", batch)
+
+    def _blocks(self, kind: str, batch: int) -> int:
+        layers = self.workload.layers
+        if layers is None or layers <= max(REHEARSED_LAYERS):
+            return getattr(self.rehearse(layers, batch), kind)
+        few, more = (getattr(self.rehearse(number, batch), kind) for number in REHEARSED_LAYERS)
+        return straight_line(REHEARSED_LAYERS, (few, more), layers)
 
     def _with_batch(self, layers: int | None, batch: int) -> Rehearsal:
         if self.exact:

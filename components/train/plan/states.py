@@ -2,7 +2,7 @@
 
 The engines here train under torch autocast: weights, gradients and moments are fp32, bf16 is what the multiplications
 see. The ZeRO paper's mixed precision keeps weights and gradients in 2 bytes and an fp32 copy of the weights beside the
-moments; both add up to 16 bytes a parameter with Adam.
+moments. Both add up to 16 bytes a parameter with Adam; where DeepSpeed shards fp32 weights it is 20, as it copies them.
 
 Source: Rajbhandari et al. 2019, section 3 and figure 1, https://arxiv.org/abs/1910.02054
 """
@@ -90,10 +90,10 @@ def state_bytes(
 def copy_bytes(sharding: Sharding, weights: Weights) -> int:
     """Bytes a parameter of the weights' fp32 copy that the optimizer updates.
 
-    Stages 1 and 2 copy their share out of the flat weights even where these are fp32; stage 3 and plain training
+    DeepSpeed's ZeRO copies its share of the weights even where these are fp32 already; plain training and stage 0
     update fp32 weights in place.
     """
-    return FP32_BYTES if weights == "bf16" or sharding.stage in (1, 2) else 0
+    return FP32_BYTES if weights == "bf16" or sharding.stage else 0
 
 
 def _place(states: StateBytes, sharding: Sharding, gradient_share: int) -> StateBytes:

@@ -24,8 +24,8 @@ def test_a_70b_model_on_512_gpus_is_planned_in_seconds():
     assert time.monotonic() - started < 60  # about 10 on a quiet machine
     assert chosen is not None
     assert name_way(chosen.setting) == "ZeRO-3, checkpointing"
-    # 16 bytes a parameter over 512 workers, and the small tensors of stage 3 whole.
-    assert chosen.memory.states.device == pytest.approx(16 * 70.55e9 / 512, rel=0.01)
+    # 20 bytes a parameter over 512 workers, and the small tensors of stage 3 whole.
+    assert chosen.memory.states.device == pytest.approx(20 * 70.55e9 / 512, rel=0.01)
     assert not options[0].fits
     assert "too much for 80.0 GiB" in options[0].reason
 

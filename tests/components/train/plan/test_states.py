@@ -19,9 +19,9 @@ def test_bytes_a_parameter_of_one_worker_under_autocast(optimizer, total):
     assert state_bytes(1000, optimizer, Sharding(0, 1)).device == total * 1000
 
 
-def test_stages_1_and_2_copy_their_share_of_fp32_weights_and_stage_3_does_not():
-    assert state_bytes(1000, "adamw", Sharding(1, 4)).optimizer == (8 + 4) * 250
-    assert state_bytes(1000, "adamw", Sharding(3, 4)).optimizer == 8 * 250
+def test_every_stage_but_0_copies_its_share_of_fp32_weights():
+    assert state_bytes(1000, "adamw", Sharding(0, 4)).optimizer == 8 * 1000
+    assert {state_bytes(1000, "adamw", Sharding(stage, 4)).optimizer for stage in (1, 2, 3)} == {(8 + 4) * 250}
 
 
 def test_stage_3_leaves_small_tensors_whole():
@@ -35,4 +35,4 @@ def test_offload_moves_bytes_and_loses_none():
     assert (moved.optimizer, moved.gradients, moved.weights) == (0, 0, kept.weights)
     assert moved.host == kept.optimizer + kept.gradients
     disk = state_bytes(1000, "adamw", Sharding(3, 4, "nvme", "nvme"))
-    assert (disk.device, disk.nvme) == (0, 8 * 250 + 4 * 250)
+    assert (disk.device, disk.nvme) == (0, (8 + 4) * 250 + 4 * 250)
