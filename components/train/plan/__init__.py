@@ -7,5 +7,7 @@ memory.py      a worker's peak: states, activations, buffers, overhead
 search.py      which stage, offload, micro batch and accumulation, and why
 speed.py       FLOPs, throughput, time and cost
 probe.py       a few real steps, where nothing is stated about the machine
-measure.py     the peak that a training really had, to stand beside the prediction
+machine.py     the memory that a worker can have here; rough.py lets pass what needs far less
+samples.py     about how many samples a file holds
+measure.py     the peak that a training really had; forecast.py gives the prediction beside it
 """
