@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from components.tune.luck import percent
 from pipelines.run_folder import RunFolder
 
 
@@ -62,7 +63,7 @@ def _sweep(result: Mapping[str, Any]) -> list[str]:
         return []
     best = sweep["best_metric"]
     chance = (sweep.get("repeats") or {}).get("chance_only_seemed_best")
-    luck = f", chance that it only seemed best {chance:.0%}" if chance is not None else ""
+    luck = f", chance that it only seemed best {percent(chance)}" if chance is not None else ""
     return [f"sweep       {sweep['trials']} trials, best {best['name']} {best['value']:.4f} on {best['split']}{luck}"]
 
 

@@ -38,7 +38,9 @@ class Journal:
         path.parent.mkdir(parents=True, exist_ok=True)
         cut_torn_line(path)
         self.records = read_records(path)
-        if not self.records:
+        self.is_new = not self.records
+        """Whether no earlier start of this sweep left anything."""
+        if self.is_new:
             self._begin({"kind": "sweep", "owner": owner, "about": dict(about or {}), "time": time.time()}, begin)
         elif self.records[0].get("owner") != owner:
             raise StageError(f"{path} belongs to another sweep; remove that folder, or run with --fresh to start anew.")

@@ -36,4 +36,10 @@ def chance_of_luck(scores: Mapping[int, Sequence[float]], winner: int, sign: int
     best_other = np.max([means[trial] for trial in scores if trial != winner], axis=0)
     # Exact ties count half: whichever was taken, the other was as good.
     worse, tied = np.mean(best_other > means[winner]), np.mean(best_other == means[winner])
-    return round(float(worse + tied / 2), 3)
+    # Never 0: so many draws cannot tell less than one in their number.
+    return max(round(float(worse + tied / 2), 4), 1 / DRAWS)
+
+
+def percent(chance: float) -> str:
+    """`21%`, or `under 0.1%`."""
+    return "under 0.1%" if chance < 0.001 else f"{chance:.1%}" if chance < 0.1 else f"{chance:.0%}"

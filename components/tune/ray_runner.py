@@ -62,7 +62,6 @@ def run_on_ray(
     """
     connect_ray()
     slots = plan_slots(*cluster_size(), concurrency, sweep.total)
-    warming = warm_workers(slots)
     remove_checkpoints(sweep, settings)
     while sweep.ended < sweep.total:
         records = len(sweep.journal.records)
@@ -71,26 +70,6 @@ def run_on_ray(
             left = sweep.total - sweep.ended
             raise StageError(f"Ray Tune ended with {left} trials left and said no reason; look into the stage's log.")
         sweep.requeue()
-    del warming
-
-
-def warm_workers(slots: Slots) -> list[Any]:
-    """Starts as many processes as there will be actors, and their imports, while this one imports Ray Tune itself.
-
-    Returns:
-        The tasks; Ray gives their processes to the first actors once they are idle.
-    """
-    import ray
-
-    task = ray.remote(import_trial).options(num_cpus=slots.cpus, num_gpus=slots.gpus, max_retries=0)
-    return [task.remote() for _ in range(slots.count)]
-
-
-def import_trial() -> None:
-    """Loads what every trial needs."""
-    import ray.tune  # noqa: F401
-
-    import components.tune.trial  # noqa: F401
 
 
 def cluster_size() -> tuple[int, int]:

@@ -11,6 +11,7 @@ from components.tune.axis import label_of, short
 from components.tune.charts import Mark
 from components.tune.history import RecordedSweep
 from components.tune.importance import parameter_importance
+from components.tune.luck import percent
 from components.tune.summary import summarise
 
 STYLE = Path(__file__).with_name("report.css")
@@ -78,7 +79,7 @@ def _tiles(summary: dict[str, Any]) -> list[str]:
         figures += [(short(value), f"{name}, trial {best['trial']}") for name, value in best["aims"].items()]
     ended = counts["finished"] + counts["stopped"] + counts["failed"]
     if summary["repeats"] and summary["repeats"]["chance_only_seemed_best"] is not None:
-        figures.append((f"{summary['repeats']['chance_only_seemed_best']:.0%}", "chance that it only seemed best"))
+        figures.append((percent(summary["repeats"]["chance_only_seemed_best"]), "chance that it only seemed best"))
     figures += [
         (f"{ended}/{summary['total']}", "trials ended"),
         (str(counts["stopped"]), "stopped early"),

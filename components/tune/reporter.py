@@ -61,6 +61,8 @@ class Reporter:
         self._note(trial)
         if record["kind"] == "suggest":
             self._begin(trial)
+        if record["kind"] == "measure":
+            self.context.track("metrics", run=f"tune/{trial.number}", step=0, metrics=record["metrics"])
         if record["kind"] == "report":
             self._report(trial, record)
         if record["kind"] == "retry":
@@ -68,9 +70,20 @@ class Reporter:
         if trial.state in ENDED:
             self._end(trial)
 
-    def _begin(self, trial: Trial) -> None:
+    def tell_earlier(self, trials: list[Trial]) -> None:
+        """Puts the trials that an earlier sweep ran into this run's MLflow, so that it holds the whole sweep."""
+        for trial in trials:
+            self._track_params(trial)
+            for epoch, metrics in sorted(trial.reports.items()):
+                self.context.track("metrics", run=f"tune/{trial.number}", step=epoch, metrics=metrics)
+            self._end(trial)
+
+    def _track_params(self, trial: Trial) -> None:
         params = {**dotted_names(trial.config), "chosen_by": trial.chosen_by}
         self.context.track("params", run=f"tune/{trial.number}", params=params)
+
+    def _begin(self, trial: Trial) -> None:
+        self._track_params(trial)
         self._trial_event(trial, {})
 
     def _report(self, trial: Trial, record: Record) -> None:

@@ -124,7 +124,10 @@ def open_sweep(plan: SweepPlan, journal: Journal, context: Context, inherit: Inh
     reporter = Reporter(context, plan.facts, SweepState(plan.facts).total)
     sweep = Sweep(plan, journal, reporter, inherit)
     reporter.resume(sweep.in_order())
-    sweep.retell()
+    if journal.is_new:
+        reporter.tell_earlier(sweep.in_order())
+    else:
+        sweep.retell()
     return sweep
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from components.errors import SpecError
 from components.tune.history import RecordedSweep
+from components.tune.luck import percent
 from components.tune.summary import summarise
 from pipelines.run_folder import RunFolder, find_run, penstock_home
 
@@ -48,7 +49,8 @@ def print_sweep(summary: dict[str, Any]) -> None:
         mark = " *" if trial["trial"] == (summary["best"] or {}).get("trial") else ""
         values = [_short(trial["metrics"].get(aim)) for aim in aims]
         config = [_short(trial["config"].get(name)) for name in names]
-        table.add_row(f"{trial['trial']}{mark}", trial["state"], str(trial["epochs"]), *values, *config)
+        state = trial["state"] if trial["repeat_of"] is None else f"repeat of {trial['repeat_of']}"
+        table.add_row(f"{trial['trial']}{mark}", state, str(trial["epochs"]), *values, *config)
     console.print(table)
     for line in lines_of(summary):
         console.print(line)
@@ -73,9 +75,9 @@ def lines_of(summary: dict[str, Any]) -> list[str]:
 
 
 def repeats_in_words(repeats: dict[str, Any]) -> str:
-    """`mean 0.93 over 3 seeds; chance that it only seemed best 21 %`."""
+    """`mean 0.93 over 3 seeds; chance that it only seemed best 21%`."""
     chance, seeds = repeats["chance_only_seemed_best"], max(map(len, repeats["scores"].values()))
-    told = "" if chance is None else f"; chance that it only seemed best {chance:.0%}"
+    told = "" if chance is None else f"; chance that it only seemed best {percent(chance)}"
     return f"mean {repeats['mean']:.4g} over {seeds} seeds{told}"
 
 

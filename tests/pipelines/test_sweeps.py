@@ -88,6 +88,13 @@ def test_raised_trials_run_exactly_the_delta(penstock, first):
     assert after[:2] == before and len(after) == 3
 
 
+def test_an_extended_run_tells_mlflow_the_whole_sweep(penstock, first):
+    longer = penstock.run("longer", trials=3)["run_id"]
+    lines = read_lines(penstock.home / "runs" / longer / "tracking.jsonl")
+    ended = [line["run"] for line in lines if line["kind"] == "status"]
+    assert sorted(ended) == ["tune/0", "tune/1", "tune/2"]
+
+
 def test_extend_is_the_same_as_raising_the_trials(penstock, first):
     longer = penstock.run("longer", trials=3)["run_id"]
     extended = main_extend(penstock, first)
