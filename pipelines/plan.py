@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from components.errors import SpecError
+from components.train.config import TrainConfig, ZeroConfig
 from components.train.plan.machine import gpu_here, memory_here
 from components.train.plan.memory import Setting
 from components.train.plan.search import Demand, Machine, Option, Planner, gib, name_way, spec_changes, validation_batch
@@ -63,6 +64,8 @@ def make_plan(spec: Spec, options: PlanOptions) -> dict[str, Any]:
     ways = planner.options()
     chosen = planner.choose(ways)
     written = planner.judge(written_setting(spec, planner))
+    for name in unknown_fields(chosen.setting) if chosen else ():
+        assume(f"{name} is there; this version's spec does not have it yet")
     return {
         "schema": 1,
         "status": "ok",
@@ -165,6 +168,13 @@ def why(chosen: Option, ways: list[Option]) -> str:
     quicker = before[-1]
     said = "leaves room for a small micro batch only" if quicker.fits else "does not fit"
     return f"the quickest that fits ({chosen.reason}); {name_way(quicker.setting)} {said} ({quicker.reason})"
+
+
+def unknown_fields(setting: Setting) -> list[str]:
+    """Fields that would make it train so, but that this version's spec does not have."""
+    known = {*(f"train.{name}" for name in TrainConfig.model_fields),
+             *(f"train.zero.{name}" for name in ZeroConfig.model_fields)}  # fmt: skip
+    return [name for name in spec_changes(setting) if name not in known]
 
 
 def describe_model(planner: Planner) -> dict[str, Any]:
@@ -276,7 +286,7 @@ def memory_error(spec: Spec) -> SpecError | None:
 
 def refusal(written: Option, planner: Planner) -> str:
     """One sentence: what is needed, what is there, and what to change."""
-    chosen = planner.choose(planner.options())
+    chosen = planner.choose([option for option in planner.options() if not unknown_fields(option.setting)])
     needs = (
         f"This training needs {gib(written.memory.device_bytes)} a worker, but there are "
         f"{gib(planner.machine.memory_bytes)} (parameters {planner.sizes.parameters:,}, micro batch "

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from components.train.config import TrainConfig, ZeroConfig
 from components.train.plan import machine
 from pipelines.cli import main
 from pipelines.commands.plan import parse_size
@@ -15,6 +16,7 @@ from pipelines.plan import PlanOptions, make_plan, memory_error
 from pipelines.spec import load_spec
 
 GIB = 1 << 30
+FIELDS = {*TrainConfig.model_fields, *ZeroConfig.model_fields}
 LLAMA: dict[str, Any] = {
     "name": "small-llama",
     "task": "text-generation",
@@ -125,3 +127,12 @@ def test_on_this_machine_the_plan_is_for_the_specs_workers(monkeypatch: pytest.M
 def test_a_probe_gives_a_pace_without_a_peak() -> None:
     plan = make_plan(load_spec(LLAMA).spec, PlanOptions(probe=True))
     assert plan["pace"]["samples_per_s"] > 0
+
+
+def test_a_choice_that_the_spec_cannot_name_yet_says_so() -> None:
+    large = {**LLAMA["model"], "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}
+    spec = load_spec({**LLAMA, "model": large, "train": {**LLAMA["train"], "seq_len": 8192}}).spec
+    plan = make_plan(spec, PlanOptions(gpus=64, gpu="H100"))
+    for name in plan["chosen"]["changes"]:
+        known = name in ("train.zero.stage", "train.gradient_accumulation_steps") or name.split(".")[-1] in FIELDS
+        assert known != any(line.startswith(f"{name} is there") for line in plan["assumed"])
