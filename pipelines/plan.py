@@ -142,22 +142,16 @@ def written_setting(spec: Spec, planner: Planner) -> Setting:
     zero, demand = spec.train.zero, planner.demand
     accumulation = spec.train.gradient_accumulation_steps
     micro = max(1, demand.samples_per_worker // accumulation)
-    offloads = [offload_device(getattr(zero, name, None)) for name in ("offload_optimizer", "offload_parameters")]
     return Setting(
         optimizer=demand.optimizer,
         precision=demand.precision,
-        sharding=Sharding(zero.stage, demand.workers, *offloads),
+        sharding=Sharding(zero.stage, demand.workers, zero.offload_optimizer, zero.offload_parameters),
         micro_batch_size=micro,
         accumulation=demand.samples_per_worker // micro,
-        checkpointing=bool(getattr(spec.train, "activation_checkpointing", False)),
+        checkpointing=spec.train.activation_checkpointing,
         device=planner.machine.device,
         validation_batch=validation_batch(demand.workload),
     )
-
-
-def offload_device(value: Any) -> Any:
-    """none, cpu or nvme of a field that holds the word, nothing, or a section with `device`."""
-    return str(getattr(value, "device", value) or "none")
 
 
 def why(chosen: Option, ways: list[Option]) -> str:

@@ -33,9 +33,10 @@ def forecast_peak(job: TrainJob, workload: Workload, facts: Mapping[str, Any]) -
     setting = Setting(
         optimizer=demand.optimizer,
         precision=precision,
-        sharding=Sharding(train.zero.stage, workers),
+        sharding=Sharding(train.zero.stage, workers, train.zero.offload_optimizer, train.zero.offload_parameters),
         micro_batch_size=demand.samples_per_worker // train.gradient_accumulation_steps,
         accumulation=train.gradient_accumulation_steps,
+        checkpointing=train.activation_checkpointing,
         device=device,
         validation_batch=min(validation_batch(workload), max(1, rows["validation"] // workers)),
         data_bytes=sum(kept_bytes(workload, rows[name]) for name in ("train", "validation")),

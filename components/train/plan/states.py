@@ -15,7 +15,7 @@ from typing import Literal
 Offload = Literal["none", "cpu", "nvme"]
 Weights = Literal["fp32", "bf16"]
 
-MOMENT_BYTES = {"sgd": 0, "momentum": 4, "adagrad": 4, "adam": 8, "adamw": 8}
+MOMENT_BYTES = {"sgd": 0, "momentum": 4, "adagrad": 4, "adam": 8, "adamw": 8, "muon": 8}
 """Optimizer state in bytes a parameter, fp32, without a copy of the weights."""
 FP32_BYTES = 4
 
