@@ -112,14 +112,11 @@ class Way:
         return ", ".join(parts)
 
 
-GPU_OFFLOADS = (
+OFFLOADS = (
     Way(2, offload_optimizer="cpu"),
     Way(3, offload_optimizer="cpu"),
     Way(3, offload_optimizer="cpu", offload_parameters="cpu"),
-    Way(3, offload_optimizer="nvme", offload_parameters="cpu"),
-    Way(3, offload_optimizer="nvme", offload_parameters="nvme"),
 )
-CPU_OFFLOADS = (Way(3, offload_optimizer="nvme"), Way(3, offload_optimizer="nvme", offload_parameters="nvme"))
 
 
 @dataclass
@@ -150,7 +147,7 @@ class Planner:
     def ways(self) -> Iterator[Way]:
         """Ways that can differ for this demand: alone there is nobody to share with."""
         stages = (0, 1, 2, 3) if self.demand.workers > 1 else (0,)
-        offloads = GPU_OFFLOADS if self.machine.device == "cuda" else CPU_OFFLOADS
+        offloads = OFFLOADS if self.machine.device == "cuda" else ()
         blocks = self.demand.workload.transformer is not None
         yield from (Way(stage) for stage in stages)
         if blocks:
