@@ -38,11 +38,13 @@ class Checkpoint:
     Attributes:
         folder: Where it lies.
         step: Optimizer steps that were taken.
+        world_size: Workers that wrote it.
         state: What the loop keeps: step, round, history, best epoch, precision.
     """
 
     folder: Path
     step: int
+    world_size: int
     state: Mapping[str, Any]
 
 
@@ -53,7 +55,7 @@ class CheckpointFolder:
         folder: Made if absent.
         key_file: The key that authenticates them; made (32 random bytes, mode 0600) if absent.
         owner: Digest of what is trained; a checkpoint of another owner is refused.
-        world_size: Workers; sharded state can be read only by as many as wrote it.
+        world_size: Workers that write now.
         keep: Newest ones that are kept.
     """
 
@@ -141,12 +143,7 @@ class CheckpointFolder:
         body = json.loads((folder / MANIFEST_NAME).read_text())["body"]
         if body["owner"] != self.owner:
             raise CheckpointError(f"{folder} is a checkpoint of another job; run with --fresh to start anew.")
-        if body["world_size"] != self.world_size:
-            raise CheckpointError(
-                f"{folder} was written by {body['world_size']} workers, but train.workers is {self.world_size}; set it "
-                "back, or run with --fresh to start anew."
-            )
-        return Checkpoint(folder, body["step"], body["state"])
+        return Checkpoint(folder, body["step"], body["world_size"], body["state"])
 
     def _quarantine(self, folder: Path) -> Path:
         place = self.folder / "quarantine"

@@ -17,6 +17,7 @@ from components.models.folder import named_weights
 from components.train.config import ZeroConfig
 from components.train.engine import EngineSettings, Update
 from components.train.optimizer import make_optimizer, parameter_groups
+from components.train.torch_engine import load_whole, save_whole
 
 TAG = "deepspeed"
 NEVER = 1 << 40
@@ -117,17 +118,26 @@ class DeepSpeedEngine:
             return {name: tensor.cpu().clone() for name, tensor in named_weights(self.module).items()}
 
     def save(self, folder: Path) -> None:
+        if self.stage == 0:
+            if self.rank == 0:
+                save_whole(self.module, self.engine.optimizer, folder)
+            return
         self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
         if self.rank == 0:
             # Converters that DeepSpeed drops beside every checkpoint; ours is read by this run alone.
             for name in ("zero_to_fp32.py", "zero_to_torch.py"):
                 (folder / name).unlink(missing_ok=True)
 
-    def load(self, folder: Path) -> None:
+    def load(self, folder: Path, universal: bool = False) -> None:
         from components.errors import CheckpointError
 
+        if self.stage == 0:
+            load_whole(self.module, self.engine.optimizer, folder)
+            return
+        self.engine._config.load_universal_checkpoint = universal
         # It returns (None, None) without raising when it finds nothing.
         path, _ = self.engine.load_checkpoint(str(folder), tag=TAG)
+        self.engine._config.load_universal_checkpoint = False
         if path is None:
             raise CheckpointError(f"DeepSpeed found no state in {folder}; start the run anew with --fresh.")
 

@@ -50,8 +50,12 @@ class Engine(Protocol):
     def save(self, folder: Path) -> None:
         """Writes this rank's part of the state into `folder`."""
 
-    def load(self, folder: Path) -> None:
-        """Reads back what `save` wrote. `folder` must have been verified: it may hold pickles."""
+    def load(self, folder: Path, universal: bool = False) -> None:
+        """Reads back what `save` wrote. `folder` must have been verified: it may hold pickles.
+
+        Args:
+            universal: Whether it was made by `reshard.make_universal`.
+        """
 
     def close(self) -> None:
         """Gives memory back; the process may train again."""

@@ -53,6 +53,11 @@ def load_states(path: Path) -> float:
     return states["loss_sum"]
 
 
+def read_loss_sum(path: Path) -> float:
+    """The running loss alone, of a worker that is no more."""
+    return json.loads(path.read_text())["loss_sum"]
+
+
 def cuda_states() -> list[Any]:
     """The state of this process's GPU, if it uses one."""
     import torch

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,7 +25,8 @@ from components.train.job import TrainJob, Worker
 from components.train.meter import Meter
 from components.train.order import BatchShape, Rounds, epoch_order, micro_batch
 from components.train.precision import choose_precision
-from components.train.randomness import load_states, save_states, seed_everything
+from components.train.randomness import load_states, read_loss_sum, save_states, seed_everything
+from components.train.reshard import make_universal
 from components.train.result import job_digest, weights_folder
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def open_session(job: TrainJob, worker: Worker) -> Session:
     facts["precision"] = progress.precision
     facts["resumed_from_step"] = progress.step if found else None
     if found:
-        restore(session, Path(found["folder"]))
+        restore(session, found)
     return session
 
 
@@ -216,7 +217,9 @@ def look_for_checkpoint(checkpoints: CheckpointFolder, worker: Worker) -> dict[s
         found = checkpoints.find(partial(warn, worker))
     except PenstockError as error:
         return {"error": error.message}
-    return {"found": found and {"folder": str(found.folder), "state": dict(found.state)}}
+    if found is None:
+        return {"found": None}
+    return {"found": {"folder": str(found.folder), "world_size": found.world_size, "state": dict(found.state)}}
 
 
 def warn(worker: Worker, text: str) -> None:
@@ -227,14 +230,49 @@ def warn(worker: Worker, text: str) -> None:
     tell(text)
 
 
-def restore(session: Session, folder: Path) -> None:
+def restore(session: Session, found: Mapping[str, Any]) -> None:
     """Loads a checkpoint that was checked: engine, generators, and the best weights so far."""
-    session.engine.load(folder)
-    session.loss_sum = load_states(folder / states_name(session.group.rank))
+    folder, group = Path(found["folder"]), session.group
+    if found["world_size"] == group.world_size:
+        session.engine.load(folder)
+        session.loss_sum = load_states(folder / states_name(group.rank))
+    else:
+        restore_resharded(session, folder, found["world_size"])
     if session.group.rank == 0 and session.progress.best_epoch:
         session.best_weights().parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / BEST_NAME, session.best_weights())
     session.group.barrier()
+
+
+def restore_resharded(session: Session, folder: Path, world_size: int) -> None:
+    """The same from another number of workers: shards are divided anew, each worker goes on from a seed of its own.
+
+    The rows of a step are the same for any number of workers, so nothing is trained twice or left out.
+    """
+    job, group = session.job, session.group
+    universal = job.work_folder / "universal"
+    if job.train.zero.stage:
+        outcome: dict[str, Any] = {}
+        if group.rank == 0:
+            try:
+                make_universal(folder, universal)
+            except CheckpointError as error:
+                outcome = {"error": error.message}
+        outcome = group.broadcast(outcome)
+        if "error" in outcome:
+            raise CheckpointError(outcome["error"])
+        session.engine.load(universal, universal=True)
+        group.barrier()
+        if group.rank == 0:
+            shutil.rmtree(universal)
+    else:
+        session.engine.load(folder)
+    sums = [read_loss_sum(folder / states_name(rank)) for rank in range(world_size)]
+    session.loss_sum = sum(sums) / world_size
+    seed_everything(job.seed + session.progress.step, group.rank)
+    if group.rank == 0:
+        warn(session.worker, f"The checkpoint of step {session.progress.step} was written by {world_size} workers and "
+                             f"is now divided among {group.world_size}.")  # fmt: skip
 
 
 def roll_back(session: Session) -> bool:
@@ -246,7 +284,7 @@ def roll_back(session: Session) -> bool:
     session.progress = Progress(**found["state"])
     session.progress.skipped = sorted({*session.progress.skipped, *skipped})
     session.progress.rollbacks = rollbacks + 1
-    restore(session, Path(found["folder"]))
+    restore(session, found)
     return True
 
 

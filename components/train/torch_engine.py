@@ -53,13 +53,22 @@ class TorchEngine:
         return {name: tensor.cpu().clone() for name, tensor in named_weights(self.module).items()}
 
     def save(self, folder: Path) -> None:
-        state = {"module": self.module.state_dict(), "optimizer": self.optimizer.state_dict()}
-        torch.save(state, folder / STATE_NAME)
+        save_whole(self.module, self.optimizer, folder)
 
-    def load(self, folder: Path) -> None:
-        state = torch.load(folder / STATE_NAME, map_location="cpu", weights_only=True)
-        self.module.load_state_dict(state["module"])
-        self.optimizer.load_state_dict(state["optimizer"])
+    def load(self, folder: Path, universal: bool = False) -> None:
+        load_whole(self.module, self.optimizer, folder)
 
     def close(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
+
+
+def save_whole(module: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    """Writes weights and optimizer state that are sharded over no workers: any number can read them."""
+    torch.save({"module": module.state_dict(), "optimizer": optimizer.state_dict()}, folder / STATE_NAME)
+
+
+def load_whole(module: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    """Reads what `save_whole` wrote."""
+    state = torch.load(folder / STATE_NAME, map_location="cpu", weights_only=True)
+    module.load_state_dict(state["module"])
+    optimizer.load_state_dict(state["optimizer"])
