@@ -81,8 +81,8 @@ def make_history(facts: RunFacts, spec: Spec) -> Ref | None:
     if not records:
         return None
     uri = f"{facts.artifact_root}/{HISTORY_KIND}/{facts.run_id}"
-    versions = {"spec_sha256": facts.spec_sha256, "code_version": facts.code_version}
-    with write_artifact(uri, HISTORY_KIND, {}, Context(facts.run_id, "tune", home, home, home, **versions)) as draft:
+    context = Context(facts.run_id, "tune", home, home, home, facts.spec_sha256, facts.code_version)
+    with write_artifact(uri, HISTORY_KIND, {}, context) as draft:
         draft.write_json("records.json", records)
         draft.metadata = {"text": text}
     assert draft.artifact is not None

@@ -1,4 +1,4 @@
-"""Rows B3 and B4 over real trainings: populations that exchange checkpoints, and a rank that dies in a sharded trial."""
+"""Rows B3 and B4 over real trainings: populations that exchange checkpoints, a rank that dies in a sharded trial."""
 
 from __future__ import annotations
 
