@@ -148,14 +148,15 @@ def _create(home: Path, spec: Spec, source: str, identity: str, options: RunOpti
         code=code_digest() + (f"+{attempt}" if attempt > 1 else ""),
         until=options.until,
     )
-    folder = RunFolder(runs_folder(home) / run_id)
-    folder.create(facts, spec.canonical_json())
     if not options.fresh:
         from pipelines.sweeps import make_history
 
-        history = make_history(folder, spec, home)
+        # Before the run is there: one that was made without its history would go on without it for ever.
+        history = make_history(facts, spec)
         if history is not None:
-            folder.write_facts(replace(facts, history={"uri": history.uri, "digest": history.digest}))
+            facts = replace(facts, history={"uri": history.uri, "digest": history.digest})
+    folder = RunFolder(runs_folder(home) / run_id)
+    folder.create(facts, spec.canonical_json())
     return folder
 
 

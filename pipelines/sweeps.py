@@ -11,6 +11,7 @@ from typing import Any
 
 from components.artifacts import Ref, open_artifact, write_artifact
 from components.artifacts.store import store_for
+from components.context import Context
 from components.errors import ArtifactError, SpecError, StageError
 from components.tune.history import (
     RecordedSweep,
@@ -66,30 +67,33 @@ def open_sweep(folder: RunFolder) -> RecordedSweep:
     return read_sweep(journal)
 
 
-def make_history(folder: RunFolder, spec: Spec, home: Path) -> Ref | None:
-    """Writes what the sweep of a new run begins with; None if there is nothing."""
+def make_history(facts: RunFacts, spec: Spec) -> Ref | None:
+    """Writes what the sweep of a run that is about to be made begins with; None if there is nothing.
+
+    Raises:
+        SpecError: If the MLflow experiment that the spec names does not exist.
+    """
     if spec.tune is None:
         return None
-    values = spec.to_dict()
+    values, home = spec.to_dict(), Path(facts.home)
     config = StageConfig.model_validate({name: values[name] for name in StageConfig.model_fields})
-    records, text = gather(config, earlier_sweeps(folder, spec, home), folder.facts().tracking_uri)
+    records, text = gather(config, earlier_sweeps(facts, spec), facts.tracking_uri)
     if not records:
         return None
-    facts = folder.facts()
     uri = f"{facts.artifact_root}/{HISTORY_KIND}/{facts.run_id}"
-    with write_artifact(uri, HISTORY_KIND, {}, folder.context("tune", folder.path)) as draft:
+    context = Context(facts.run_id, "tune", home, home, home, facts.spec_sha256, facts.code_version)
+    with write_artifact(uri, HISTORY_KIND, {}, context) as draft:
         draft.write_json("records.json", records)
         draft.metadata = {"text": text}
     assert draft.artifact is not None
     return draft.artifact.ref
 
 
-def earlier_sweeps(folder: RunFolder, spec: Spec, home: Path) -> list[tuple[str, RecordedSweep]]:
+def earlier_sweeps(facts: RunFacts, spec: Spec) -> list[tuple[str, RecordedSweep]]:
     """Sweeps of runs of the same name over the same data, oldest first, each once."""
-    facts = folder.facts()
     found: dict[Path, str] = {}
-    for other in list_runs(home):
-        if other.run_id == folder.run_id or other.facts().source_digest != facts.source_digest:
+    for other in list_runs(Path(facts.home)):
+        if other.run_id == facts.run_id or other.facts().source_digest != facts.source_digest:
             continue
         try:
             theirs = Spec.model_validate_json((other.path / "spec.json").read_text())

@@ -98,19 +98,3 @@ def test_folds_and_measured_aims_on_real_networks(tmp_path, digits):
     assert best["aims"]["parameters"] == min(trial["metrics"]["parameters"] for trial in trials)
     assert 4 * best["aims"]["parameters"] <= best["aims"]["size_bytes"] < 5 * best["aims"]["parameters"]
     assert 0 < best["aims"]["latency_ms"] < 100
-
-
-@pytest.mark.faults
-def test_B3_a_population_goes_on_from_the_checkpoints_of_its_best(tmp_path, digits):
-    values = {"search": "random", "trials": 4, "pbt": {"interval_epochs": 1}, "space": SPACE}
-    trials = {}
-    for scheduler in ("pbt", None):
-        folder = tmp_path / str(scheduler)
-        folder.mkdir()
-        artifact = search(folder, digits, make_context(folder), scheduler=scheduler, **values)
-        trials[scheduler] = artifact.read_json("trials.json")
-    assert [trial["epochs"] for trial in trials["pbt"]] == [3] * 4
-    taken = [trial["trial"] for trial in trials["pbt"] if trial.get("takeovers")]
-    gains = [trials["pbt"][t]["metrics"]["accuracy"] - trials[None][t]["metrics"]["accuracy"] for t in taken]
-    # One epoch on a good network is worth more than three on its own one.
-    assert taken and min(gains) > 0.05
