@@ -37,7 +37,7 @@ def test_A1_two_workers_killed_end_bit_for_bit_the_same(digits: Artifact, tmp_pa
     assert first.history == second.history
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", [0, 2, 3])
 def test_a_checkpoint_of_two_workers_is_continued_by_one(stage: int, digits: Artifact, tmp_path: Path) -> None:
     """The order of the rows stays, so does the loss: in fp32 without dropout only sums are added in another order."""
     model = {"architecture": "mlp", "hidden_sizes": [16], "dropout": 0.0}
