@@ -102,6 +102,8 @@ def test_the_refusal_comes_before_anything_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], penstock_home: Path
 ) -> None:
     monkeypatch.setattr(machine, "machine_bytes", lambda: GIB // 2)
+    # What a Ray elsewhere has is not known here, so nothing is refused with one.
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
     path = tmp_path / "digits.yaml"
     path.write_text(json.dumps({"task": "image-classification", "data": {"source": "builtin://digits"},
                                 "model": {"architecture": "mlp", "hidden_sizes": [64]}}))  # fmt: skip
