@@ -34,6 +34,10 @@ KEPT_FROM_SPEC = (
 """Fields of `train` that say how the final training runs, so a sweep's winner does not decide them."""
 
 
+PREDICTED_PARAMETERS = 1_000_000
+"""Networks from here on have their memory predicted beside the measured peak."""
+
+
 class StageConfig(Config):
     """The fields this stage reads."""
 
@@ -113,7 +117,12 @@ def check_samples(job: TrainJob) -> None:
 
 
 def predict_peak(job: TrainJob, result: TrainResult, context: Context) -> int | None:
-    """What the planner says of this training, to stand beside the `peak_memory_bytes` that it measured."""
+    """What the planner says of this training, to stand beside the `peak_memory_bytes` that it measured.
+
+    None for a network so small that what the process itself takes hides it: its rehearsal would be seconds for nothing.
+    """
+    if result.facts["parameters"] < PREDICTED_PARAMETERS:
+        return None
     from components.train.plan.forecast import forecast_peak
     from components.train.plan.network import Workload
 
