@@ -59,6 +59,22 @@ class Plan:
     parts: np.ndarray
 
 
+@dataclass(frozen=True)
+class Reading:
+    """A source that was found, its digest at that moment, and how it is read."""
+
+    source: Source
+    digest: str
+    roles: Roles
+    driver: Driver
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What the report says of it."""
+        source = self.source
+        return {"uri": source.uri, "kind": source.kind, "files": len(source.files), "digest": self.digest}
+
+
 def digest_cache(home: Path) -> Path:
     """Where the digests of source files are kept between runs."""
     return home / "cache" / "source-digests.json"
@@ -76,43 +92,45 @@ def run(config: StageConfig, inputs: Mapping[str, Ref], output: str, context: Co
     Raises:
         DataError: If the source is missing, empty, torn, changes while it is read, or is not what the spec says.
     """
+    reading = open_reading(config, inputs, context)
+    write = write_tokens if get_task(config.task).packed else write_splits_of_rows
+    return write(config, reading, inputs, output, context)
+
+
+def open_reading(config: StageConfig, inputs: Mapping[str, Ref], context: Context) -> Reading:
+    """Finds the source and looks at its headers; no row is read yet."""
     source = find_source(config.data.source)
-    before = digest_source(source, digest_cache(context.home))
-    if "source" in inputs and inputs["source"].digest != before:
-        raise changed_source(config.data.source)
-    refuse_change(config.data.source, before, inputs)
+    digest = digest_source(source, digest_cache(context.home))
+    refuse_change(config.data.source, digest, inputs)
     roles = check_headers(source, config.task, config.data)
     driver = choose_driver(context, sum(file.size_bytes for file in source.files))
-    facts = {"uri": source.uri, "kind": source.kind, "files": len(source.files), "digest": before}
-    if get_task(config.task).packed:
-        return run_corpus(config, inputs, output, context, source, roles, driver, facts)
-    plan = make_plan(config, source, roles, driver)
+    return Reading(source, digest, roles, driver)
+
+
+def write_splits_of_rows(
+    config: StageConfig, reading: Reading, inputs: Mapping[str, Ref], output: str, context: Context
+) -> Artifact:
+    """Rows with labels, encoded, in three splits."""
+    plan = make_plan(config, reading.source, reading.roles, reading.driver)
     with write_artifact(output, "dataset", inputs, context) as draft:
-        preprocessing = fit_preprocessing(config, plan, driver, context)
-        write_rows(draft.path, config, plan, preprocessing, driver, context)
-        check_unchanged(config, before, context)
-        describe(draft, config, plan, preprocessing, facts)
+        preprocessing = fit_preprocessing(config, plan, reading.driver, context)
+        write_rows(draft.path, config, plan, preprocessing, reading.driver, context)
+        check_unchanged(config, reading.digest, context)
+        describe(draft, config, plan, preprocessing, reading.facts)
     assert draft.artifact is not None
     report_events(draft.metadata, plan, context)
     return draft.artifact
 
 
-def run_corpus(
-    config: StageConfig,
-    inputs: Mapping[str, Ref],
-    output: str,
-    context: Context,
-    source: Source,
-    roles: Roles,
-    driver: Driver,
-    facts: dict[str, Any],
+def write_tokens(
+    config: StageConfig, reading: Reading, inputs: Mapping[str, Ref], output: str, context: Context
 ) -> Artifact:
-    """The same for the texts of a language model, see `corpus.py`."""
-    plan = plan_corpus(source, config.task, config.data, roles, driver)
+    """The texts of a language model as one sequence of tokens a split, see `corpus.py`."""
+    plan = plan_corpus(reading.source, config.task, config.data, reading.roles, reading.driver)
     with write_artifact(output, "dataset", inputs, context) as draft:
-        preprocessing, counts = write_corpus(draft, config.data, config.task, plan, driver, context)
-        check_unchanged(config, facts["digest"], context)
-        describe_corpus(draft, config.task, plan, preprocessing, counts, facts)
+        preprocessing, counts = write_corpus(draft, config.data, config.task, plan, reading.driver, context)
+        check_unchanged(config, reading.digest, context)
+        describe_corpus(draft, config.task, plan, preprocessing, counts, reading.facts)
     assert draft.artifact is not None
     tell_corpus(draft.metadata, context)
     return draft.artifact

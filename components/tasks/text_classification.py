@@ -13,6 +13,7 @@ from components.errors import ArtifactError, RequestError
 from components.tasks.base import Preprocessing, RawRows
 from components.tasks.classification import Classification, ClassPreprocessing, check_inputs
 from components.tasks.config import FeatureConfig, TextConfig
+from components.tasks.texts import TextSamples, parse_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,41 +92,11 @@ def restore(classes: Sequence[str], max_length: int, tokenizer_json: str) -> Tex
     )
 
 
-def parse_text(value: Any, index: int) -> str:
-    """One text of a request; bytes are taken as UTF-8."""
-    where = f"inputs[{index}]"
-    if isinstance(value, bytes):
-        try:
-            value = value.decode()
-        except UnicodeDecodeError as error:
-            raise RequestError(f"{where} is not UTF-8 text.", field=where) from error
-    if not isinstance(value, str):
-        raise RequestError(f"{where} is a {type(value).__name__}; give a text.", field=where)
-    if not value.strip():
-        raise RequestError(f"{where} is an empty text; give at least one word.", field=where)
-    problem = surrogate_problem(value)
-    if problem is not None:
-        raise RequestError(f"{where} cannot be used: {problem}.", field=where)
-    return value
-
-
-def surrogate_problem(text: str) -> str | None:
-    """Why a str is no text that UTF-8 can hold: JSON's \\ud800 makes half a character."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return "it holds half a surrogate pair"
-    return None
-
-
-class TextClassification(Classification):
+class TextClassification(TextSamples, Classification):
     """One class a text."""
 
     name = "text-classification"
-    modality = "text"
-    feature = "text"
     architectures = ("bert", "text-cnn", "lstm", "gru")
-    measures = ("characters",)
 
     def fit(self, rows: Iterable[pa.Table], classes: Sequence[str], config: FeatureConfig) -> Preprocessing:
         tokenizer = train_tokenizer(rows, config.text)
@@ -137,14 +108,6 @@ class TextClassification(Classification):
             return restore(raw["classes"], int(raw["max_length"]), (folder / "tokenizer.json").read_text())
         except Exception as error:  # `tokenizers` raises bare Exception on a bad file.
             raise ArtifactError(f"{folder} holds no readable text preprocessing ({error}).") from error
-
-    def check_sample(self, value: Any) -> str | None:
-        if not isinstance(value, str):
-            return f"it is a {type(value).__name__}, not a text"
-        return surrogate_problem(value)
-
-    def describe(self, value: Any) -> dict[str, int]:
-        return {"characters": len(value)}
 
 
 def texts_of(rows: Iterable[pa.Table], config: TextConfig) -> Iterator[str]:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from components.errors import ArtifactError, SpecError
-from components.tasks.base import Preprocessing, RawRows, Task
+from components.tasks.base import Preprocessing, RawRows
 from components.tasks.config import FeatureConfig, TextConfig
-from components.tasks.text_classification import parse_text, surrogate_problem
+from components.tasks.texts import TextSamples, parse_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,15 +99,12 @@ def restore(kind: str, tokenizer_json: str) -> LanguagePreprocessing:
     return LanguagePreprocessing(tokenizer, kind)
 
 
-class TextGeneration(Task):
+class TextGeneration(TextSamples):
     """The next token; the mean loss in nats a token decides."""
 
     name = "text-generation"
-    modality = "text"
-    feature = "text"
     packed = True
     architectures = ("gpt", "llama")
-    measures = ("characters",)
     deciding_metric: ClassVar[str] = "loss"
     mode: ClassVar[Literal["max", "min"]] = "min"
     reported: ClassVar[tuple[str, ...]] = ("perplexity", "accuracy")
@@ -122,14 +119,6 @@ class TextGeneration(Task):
             return restore(raw["tokenizer"], (folder / "tokenizer.json").read_text())
         except Exception as error:  # `tokenizers` raises bare Exception on a bad file.
             raise ArtifactError(f"{folder} holds no readable tokenizer ({error}).") from error
-
-    def check_sample(self, value: Any) -> str | None:
-        if not isinstance(value, str):
-            return f"it is a {type(value).__name__}, not a text"
-        return surrogate_problem(value)
-
-    def describe(self, value: Any) -> dict[str, int]:
-        return {"characters": len(value)}
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float) -> torch.Tensor:
         import torch
