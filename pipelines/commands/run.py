@@ -19,7 +19,6 @@ from pipelines.view import make_view
 
 
 def command(options: argparse.Namespace) -> int:
-    from pipelines.runner import planned
     from pipelines.spec import load_spec
 
     if options.until is not None and options.until not in ORDER:
@@ -28,11 +27,17 @@ def command(options: argparse.Namespace) -> int:
         raise SpecError("--resume and --fresh exclude each other; give one of them.")
     run_options = RunOptions(options.until, options.fresh, options.resume, options.offline, options.debug)
     loaded = load_spec(options.spec, parse_overrides(options.set))
-    folder = prepare(loaded, run_options, penstock_home())
-    if not options.json:
+    return carry_out(prepare(loaded, run_options, penstock_home()), run_options, options.json)
+
+
+def carry_out(folder: RunFolder, options: RunOptions, as_json: bool) -> int:
+    """Executes a run that was made, shows it, and prints how it ended."""
+    from pipelines.runner import planned
+
+    if not as_json:
         print(f"run {folder.run_id}   {folder.path}", file=sys.stderr)
     stages = [plan.name for plan in planned(folder, folder.facts())]
-    return tell(execute(folder, run_options, make_view(stages, quiet=options.json)), folder, options.json)
+    return tell(execute(folder, options, make_view(stages, quiet=as_json)), folder, as_json)
 
 
 def tell(outcome: Outcome, folder: RunFolder, as_json: bool) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from typing import Any
 
 from components.errors import SpecError
@@ -91,23 +90,17 @@ def _short(value: Any) -> str:
 
 def extend(folder: RunFolder, options: argparse.Namespace) -> int:
     """Runs the same spec with more trials: the finished ones are taken over, and what follows the sweep runs again."""
-    from pipelines.commands.run import tell
-    from pipelines.run import RunOptions, execute, prepare
-    from pipelines.runner import planned
+    from pipelines.commands.run import carry_out
+    from pipelines.run import RunOptions, prepare
     from pipelines.spec import load_spec
     from pipelines.sweeps import open_sweep
-    from pipelines.view import make_view
 
     sweep = open_sweep(folder)
     check_extension(folder, sweep, options.trials)
     values = json.loads((folder.path / "spec.json").read_text())
     loaded = load_spec(values, {"tune.trials": sweep.about["trials"] + options.trials})
     run_options = RunOptions(until=folder.facts().until)
-    extended = prepare(loaded, run_options, penstock_home())
-    if not options.json:
-        print(f"run {extended.run_id}   {extended.path}", file=sys.stderr)
-    stages = [plan.name for plan in planned(extended, extended.facts())]
-    return tell(execute(extended, run_options, make_view(stages, quiet=options.json)), extended, options.json)
+    return carry_out(prepare(loaded, run_options, penstock_home()), run_options, options.json)
 
 
 def check_extension(folder: RunFolder, sweep: RecordedSweep, trials: int) -> None:
