@@ -149,8 +149,9 @@ def _answer(sweep: Sweep, settings: TrialSettings, groups: Groups, group: int, q
     if question["kind"] == "message":
         return deliver(sweep, question["number"], question["message"])
     groups.idle_starts = 0
-    groups.trials.pop(group, None)
-    remove_checkpoints(sweep, settings)
+    before = groups.trials.pop(group, None)
+    if before is not None:
+        remove_checkpoints(sweep, settings, before)
     trial = sweep.next_trial()
     if trial is None:
         return None if sweep.ended >= sweep.total else {"wait_s": IDLE_WAIT_S}

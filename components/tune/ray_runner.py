@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from ray.tune.search import Searcher
 
 PLACEMENT_TIMEOUT_S = 30
+TRIALS_PER_RUN = 1000
+"""Tune keeps some 30 KB of each trial it ever ran; a new run of Tune after so many (seconds) gives them back."""
 THREAD_END_TIMEOUT_S = 60
 """How long a stopped trial may take to unwind before its process is given up."""
 TUNE_ENVIRONMENT = {
@@ -186,12 +188,15 @@ def make_searcher(sweep: Sweep, count: int) -> Searcher:
     from ray.tune.search import Searcher
 
     class JournalSearcher(Searcher):
+        handed_out = 0
+
         def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-            if sweep.ended >= sweep.total:
+            if sweep.ended >= sweep.total or self.handed_out >= TRIALS_PER_RUN:
                 return Searcher.FINISHED
             trial = sweep.next_trial() if sweep.running < count else None
             if trial is None:
                 return None
+            self.handed_out += 1
             return {"number": trial.number, "values": json.dumps(trial.config), "seed": trial.seed}
 
         def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
@@ -224,7 +229,7 @@ def make_scheduler(sweep: Sweep, settings: TrialSettings, warn: Callable[[str], 
             return self.CONTINUE if goes_on else self.STOP
 
         def on_trial_complete(self, controller: Any, trial: Any, result: Mapping[str, Any]) -> None:
-            remove_checkpoints(sweep, settings)
+            remove_checkpoints(sweep, settings, trial.config["number"])
 
         def on_trial_error(self, controller: Any, trial: Any) -> None:
             path, number = Path(trial.error_file), trial.config["number"]

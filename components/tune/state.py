@@ -135,11 +135,17 @@ class SweepState:
         return best_metrics(trial, self.facts)
 
     def rated(self) -> list[Trial]:
-        """Trials that may win: they ended without failing, and every aim of theirs is known."""
-        ended = [trial for trial in self.searched() if trial.state in ("finished", "stopped") and trial.reports]
-        if self.facts.folds:
-            ended = [trial for trial in ended if len(trial.reports) == self.facts.folds]
-        return [trial for trial in ended if all(aim.name in self.metrics(trial) for aim in self.facts.aims)]
+        """Trials that may win."""
+        return [trial for trial in self.searched() if self.is_rated(trial)]
+
+    def is_rated(self, trial: Trial) -> bool:
+        """Whether a trial may win: it ended without failing, and every aim of it is known."""
+        if trial.state not in ("finished", "stopped") or not trial.reports:
+            return False
+        if self.facts.folds and len(trial.reports) < self.facts.folds:
+            return False
+        known = self.metrics(trial)
+        return all(aim.name in known for aim in self.facts.aims)
 
     def pareto(self) -> list[Trial]:
         """Trials that none beats in one aim without losing in another."""

@@ -178,10 +178,10 @@ class Sweep(SweepState):
         self._complete_generation()
 
     def _suggest(self, number: int) -> Trial:
-        history = [
-            *map(observation_of, self.observed),
-            *(self._observation(trial) for trial in self.searched() if trial.state != "failed"),
-        ]
+        history: list[Observation] = []
+        if self.plan.tune.search == "bayesian":  # no other search looks at it, and a sweep may be long
+            history += map(observation_of, self.observed)
+            history += (self._observation(trial) for trial in self.searched() if trial.state != "failed")
         suggestion = suggest(self.plan.tune, self.plan.space, self.plan.seed, number, history, self.plan.aims)
         self._record("suggest", trial=number, config=dict(suggestion.config), chosen_by=suggestion.chosen_by)
         return self.trials[number]
@@ -189,7 +189,7 @@ class Sweep(SweepState):
     def _observation(self, trial: Trial) -> Observation:
         values = {epoch: metrics[self.facts.metric] for epoch, metrics in trial.reports.items()}
         known = self.metrics(trial)
-        finals = tuple(known[aim.name] for aim in self.plan.aims) if trial in self.rated() else ()
+        finals = tuple(known[aim.name] for aim in self.plan.aims) if self.is_rated(trial) else ()
         return Observation(trial.config, values, "running" if trial.state == "waiting" else trial.state, finals)  # type: ignore[arg-type]
 
     def _waits_after(self, epoch: int) -> bool:
@@ -200,6 +200,8 @@ class Sweep(SweepState):
 
     def _complete_generation(self) -> None:
         """Decides the take-overs once the last member of the population waits, and has their checkpoints moved."""
+        if self.plan.tune.scheduler != "pbt":
+            return
         waiting = [trial for trial in self.in_order() if trial.state == "waiting"]
         complete = len(self.trials) == self.total and all(trial.state != "running" for trial in self.trials.values())
         if waiting and complete:
