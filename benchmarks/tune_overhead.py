@@ -106,7 +106,7 @@ def run_penstock(home: Path) -> float:
 
 @contextlib.contextmanager
 def carrier(home: Path) -> Iterator[None]:
-    """Carries the journal to MLflow from another process, as the command does for its stages; waits for the last line."""
+    """Carries the journal to MLflow from another process, as the command does for its stages, to the last line."""
     command = [sys.executable, "-W", "ignore", "-c", CARRIER, str(home / "run"), database(home)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE)
     try:

@@ -66,6 +66,7 @@ class Trial:
         measured: What was measured of its network.
         reason: Why it failed last; it may have gone on since.
         failures: Times it failed.
+        losses: Machines that were lost under it since its last report.
         seed: Of its training; None is the spec's.
         repeat_of: The finalist that it repeats with another seed.
         takeovers: Where it took over from another trial: {"epoch", "source", "config"} (population based training).
@@ -79,6 +80,7 @@ class Trial:
     state: State = "running"
     reason: str | None = None
     failures: int = 0
+    losses: int = 0
     seed: int | None = None
     repeat_of: int | None = None
     takeovers: list[dict[str, Any]] = field(default_factory=list)
@@ -187,6 +189,7 @@ class SweepState:
     def _on_report(self, record: Record) -> None:
         trial = self.trials[record["trial"]]
         trial.reports[record["epoch"]] = record["metrics"]
+        trial.losses = 0
         if record.get("waits"):
             trial.state = "waiting"
         elif not record["goes_on"]:
@@ -194,7 +197,11 @@ class SweepState:
 
     def _on_retry(self, record: Record) -> None:
         trial = self.trials[record["trial"]]
-        trial.failures, trial.reason = trial.failures + 1, record["reason"]
+        trial.reason = record["reason"]
+        if record.get("lost"):
+            trial.losses += 1
+        else:
+            trial.failures += 1
 
     def _on_end(self, record: Record) -> None:
         trial = self.trials[record["trial"]]

@@ -24,6 +24,9 @@ from components.tune.space import SearchSpace
 from components.tune.state import ENDED, SweepFacts, SweepState, Trial
 from components.tune.stopping import make_stop_rule
 
+MAX_LOSSES = 5
+"""Machines that a trial may lose without a new report in between."""
+
 
 @dataclass(frozen=True)
 class SweepPlan:
@@ -162,12 +165,18 @@ class Sweep(SweepState):
         if self.trials[number].state == "running":
             self._end(number, "finished", None)
 
-    def fail(self, number: int, reason: str) -> None:
-        """The trial broke. It is handed out again while it has retries left; the others go on in any case."""
+    def fail(self, number: int, reason: str, lost: bool = False) -> None:
+        """The trial broke. It is handed out again while it has retries left; the others go on in any case.
+
+        A machine that was `lost` is not the trial's fault: it costs no retry, as long as the trial gets any further.
+        """
         trial = self.trials[number]
         if trial.state != "running" or number in self.to_resume:
             return
-        if trial.failures < self.plan.tune.retries:
+        if lost and trial.losses < MAX_LOSSES:
+            self._record("retry", trial=number, reason=reason, lost=True)
+            self.to_resume.append(number)
+        elif trial.failures < self.plan.tune.retries:
             self._record("retry", trial=number, reason=reason)
             self.to_resume.append(number)
         else:

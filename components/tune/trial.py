@@ -13,6 +13,7 @@ from components.models.config import ModelConfig
 from components.train.config import TrainConfig
 from components.train.job import TrainJob, TrainResult, Worker
 from components.tune.fields import apply_config
+from components.tune.leftovers import leftovers_ended
 
 TrainFunction = Callable[[TrainJob, Worker], TrainResult]
 Message = dict[str, Any]
@@ -120,10 +121,11 @@ def run_trial(
         job = settings.job(number, config, seed)
         if settings.measures:
             send({"state": "measured", "metrics": measure(job, settings.measures)})
-        if settings.folds:
-            train_folds(settings, job, TrialWorker(send), train)
-        else:
-            train(job, TrialWorker(send))
+        with leftovers_ended():
+            if settings.folds:
+                train_folds(settings, job, TrialWorker(send), train)
+            else:
+                train(job, TrialWorker(send))
     except TrialStopped:
         raise
     except (Exception, SystemExit) as error:  # noqa: BLE001 - recorded with its trial; the others go on
