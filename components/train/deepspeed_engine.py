@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from components.models.folder import named_weights
@@ -20,6 +21,7 @@ from components.train.optimizer import make_optimizer, parameter_groups
 from components.train.torch_engine import load_whole, save_whole
 
 TAG = "deepspeed"
+BUFFERS_NAME = "buffers.safetensors"
 NEVER = 1 << 40
 """Steps between two of DeepSpeed's own log lines."""
 
@@ -127,6 +129,7 @@ class DeepSpeedEngine:
             # Converters that DeepSpeed drops beside every checkpoint; ours is read by this run alone.
             for name in ("zero_to_fp32.py", "zero_to_torch.py"):
                 (folder / name).unlink(missing_ok=True)
+            save_buffers(self.module, folder)
 
     def load(self, folder: Path, universal: bool = False) -> None:
         from components.errors import CheckpointError
@@ -134,16 +137,40 @@ class DeepSpeedEngine:
         if self.stage == 0:
             load_whole(self.module, self.engine.optimizer, folder)
             return
+        groups = self.engine.optimizer.param_groups
+        options = [{name: value for name, value in group.items() if name != "params"} for group in groups]
         self.engine._config.load_universal_checkpoint = universal
         # It returns (None, None) without raising when it finds nothing.
         path, _ = self.engine.load_checkpoint(str(folder), tag=TAG)
         self.engine._config.load_universal_checkpoint = False
         if path is None:
             raise CheckpointError(f"DeepSpeed found no state in {folder}; start the run anew with --fresh.")
+        if universal:
+            self._complete(folder, options)
+
+    def _complete(self, folder: Path, options: list[dict[str, Any]]) -> None:
+        """Puts right what DeepSpeed leaves out when it loads its universal format.
+
+        Under stage 3 it gives every parameter group the options of the first one, so that biases would be decayed too,
+        and all of them one step counter, which would then run as many times too fast. It loads no buffers.
+        """
+        for group, kept in zip(self.engine.optimizer.param_groups, options, strict=True):
+            group.update(kept)
+        for state in self.engine.optimizer.state.values():
+            if isinstance(state.get("step"), torch.Tensor):
+                state["step"] = state["step"].clone()
+        self.module.load_state_dict(load_file(folder / BUFFERS_NAME), strict=False)
 
     def close(self) -> None:
         self.engine.destroy()
         self.cleanup.close()
+
+
+def save_buffers(module: nn.Module, folder: Path) -> None:
+    """Writes what no optimizer changes (running statistics of normalisations) for any number of workers to read."""
+    names = {name for name, _ in module.named_buffers()}
+    state = {name: value.cpu().clone() for name, value in module.state_dict().items() if name in names}
+    save_file(state, folder / BUFFERS_NAME)
 
 
 def _rank_variables(settings: EngineSettings) -> dict[str, str]:

@@ -1,0 +1,216 @@
+"""An elastic training that loses a machine and gets one back, over and over. `make bench-elastic`.
+
+Two logical nodes of Ray with a core each, and a training with `workers: {min: 1, max: 2}` and ZeRO-2. Each fault takes
+a node away, waits until training goes on, gives a node back and waits until it is used. `FAULTS=3` makes it short.
+Asked for: training goes on within 60 s, at most one checkpoint interval is lost. Goodput is the time that the steps
+take without a fault, against the whole time.
+
+    python benchmarks/elastic.py FOLDER        # one JSON document, with its files in FOLDER (a test uses it)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from components.train.job import TrainJob
+
+FAULTS = int(os.environ.get("FAULTS", "10"))
+KILLS = int(os.environ.get("KILLS", "0"))
+"""Worker processes that are killed before the first fault, their machines still there."""
+DEADLINE_S = 240.0
+SETTLED_REPORTS = 3
+INTERVAL = 500
+"""Steps between two checkpoints."""
+STEPS = int(os.environ.get("STEPS", "16000"))
+"""Of the training, for each fault."""
+
+
+@dataclass
+class Fault:
+    """One loss: seconds until steps were taken again, and until the machine that came back was used.
+
+    Attributes:
+        noticed_s: Until Ray's controller knew of it.
+        opened_s: Until the smaller group stood at the checkpoint.
+        lost_steps: Taken since the checkpoint that training went back to.
+    """
+
+    kind: str
+    pause_s: float
+    noticed_s: float
+    opened_s: float
+    lost_steps: int
+    regrown_s: float | None = None
+
+
+class Run:
+    """The training, in a process of its own, and what it tells."""
+
+    def __init__(self, folder: Path, steps: int, address: str) -> None:
+        self.events, self.restarts = folder / "run" / "events.jsonl", folder / "work" / "restarts.jsonl"
+        command = [sys.executable, __file__, str(folder), "train", str(steps)]
+        self.process = subprocess.Popen(
+            command, env={**os.environ, "RAY_ADDRESS": address}, stdout=(folder / "training.log").open("w"), stderr=2
+        )
+
+    def told(self, kind: str, since: float = 0.0) -> list[dict[str, Any]]:
+        from components.context import read_lines
+
+        return [event for event in read_lines(self.events) if event["kind"] == kind and event["time"] > since]
+
+    def wait_for(self, what: str, holds: Callable[[], Any]) -> None:
+        deadline = time.monotonic() + DEADLINE_S
+        while not holds():
+            if self.process.poll() is not None:
+                sys.exit(f"The training ended with {self.process.returncode} before {what}; set STEPS higher.")
+            if time.monotonic() > deadline:
+                sys.exit(f"Waited {DEADLINE_S:g} s in vain for {what}.")
+            time.sleep(0.1)
+
+    def sizes(self) -> list[int]:
+        """Workers of each report so far."""
+        return [event["workers"] for event in self.told("progress")]
+
+    def settle(self) -> None:
+        """Waits until two workers have trained for some seconds."""
+        self.wait_for("two workers", lambda: self.sizes()[-SETTLED_REPORTS:] == [2] * SETTLED_REPORTS)
+
+    def suffer(self, kind: str, harm: Callable[[], None]) -> Fault:
+        """Does harm and waits until steps are taken again."""
+        from components.context import read_lines
+
+        known, before, moment = len(read_lines(self.restarts)), self.told("progress")[-1]["step"], time.time()
+        harm()
+        self.wait_for("Ray to notice", lambda: len(read_lines(self.restarts)) > known)
+        restart = read_lines(self.restarts)[known]
+        self.wait_for("the next steps", lambda: self.told("progress", restart["time"]))
+        # A group tells the last validation again when it has opened its checkpoint.
+        opened, first = (self.told(name, restart["time"])[0]["time"] for name in ("metric", "progress"))
+        seconds = [round(each - moment, 1) for each in (first, restart["time"], opened)]
+        return Fault(kind, *seconds, lost_steps=max(0, before - restart["step"]))
+
+
+def run_faults(folder: Path) -> dict[str, Any]:
+    """Starts the nodes and the training, and breaks them; nodes can be added from the main thread only."""
+    from ray.cluster_utils import Cluster
+
+    from tests.builders import build_dataset
+
+    (folder / "data").mkdir(parents=True)
+    build_dataset(folder / "data", rows=300)
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    steps = STEPS * (FAULTS + KILLS)
+    try:
+        cluster.add_node(num_cpus=1)
+        node, faults = cluster.add_node(num_cpus=1), list[Fault]()
+        began = time.monotonic()
+        run = Run(folder, steps, cluster.address)
+        for _ in range(KILLS):
+            run.settle()
+            faults.append(run.suffer("worker killed", kill_worker))
+        for _ in range(FAULTS):
+            run.settle()
+            faults.append(run.suffer("machine lost", partial(cluster.remove_node, node, allow_graceful=False)))
+            returned = time.time()
+            node = cluster.add_node(num_cpus=1)
+            run.wait_for("two workers", lambda: run.sizes()[-1] == 2)
+            faults[-1].regrown_s = round(run.told("progress")[-1]["time"] - returned, 1)
+        code, seconds = run.process.wait(), time.monotonic() - began
+    finally:
+        cluster.shutdown()
+    result = json.loads((folder / "work" / "result.json").read_text())
+    return {
+        "exit_code": code,
+        "faults": [asdict(fault) for fault in faults],
+        "restarts": result["facts"]["restarts"],
+        "workers": sorted(set(run.sizes())),
+        "steps": [entry["step"] for entry in result["history"]],
+        "seconds": round(seconds, 1),
+        "goodput": round(steps / steps_per_s(run) / seconds, 3),
+    }
+
+
+def kill_worker() -> None:
+    """SIGKILL to one of the training's worker processes."""
+    import psutil
+
+    workers = [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if process.name().startswith("ray::RayTrainWor")
+    ]
+    workers[-1].kill()
+
+
+def steps_per_s(run: Run) -> float:
+    """The pace of two workers without a fault: the best of some seconds between two reports."""
+    pairs = list(zip(run.told("progress"), run.told("progress")[5:], strict=False))
+    paces = [(b["step"] - a["step"]) / (b["time"] - a["time"]) for a, b in pairs]
+    return max(paces)
+
+
+def train(folder: Path, steps: int) -> None:
+    """The training itself."""
+    from components.train.launch import launch_group
+    from tests.builders import make_context
+
+    launch_group(elastic_job(folder, steps), make_context(folder, "train", debug=False))
+
+
+def elastic_job(folder: Path, steps: int) -> TrainJob:
+    from components.artifacts import open_artifact
+    from tests.components.train.jobs import make_job
+
+    model = {"architecture": "mlp", "hidden_sizes": [64], "dropout": 0.0}
+    values = {"workers": {"min": 1, "max": 2}, "zero": {"stage": 2}, "validate_every_steps": INTERVAL}
+    dataset = open_artifact(str(folder / "data" / "dataset"), kind="dataset")
+    return make_job(dataset, folder / "work", model, max_steps=steps, learning_rate=1e-4, **values)
+
+
+def print_table(found: dict[str, Any]) -> None:
+    print("fault            pause s  noticed  opened  lost steps  machine used after s")
+    for fault in found["faults"]:
+        print(
+            f"{fault['kind']:16} {fault['pause_s']:7.1f} {fault['noticed_s']:8.1f} {fault['opened_s']:7.1f} "
+            f"{fault['lost_steps']:11d} {fault['regrown_s'] or 0:21.1f}"
+        )
+    longest = max(fault["pause_s"] for fault in found["faults"])
+    lost = max(fault["lost_steps"] for fault in found["faults"])
+    print(
+        f"longest pause {longest:.0f} s (60 allowed), most steps lost {lost} (interval {INTERVAL}), "
+        f"goodput {found['goodput']:.0%} of {found['seconds']:.0f} s with a fault every "
+        f"{found['seconds'] / len(found['faults']):.0f} s"
+    )
+
+
+def main() -> None:
+    root = str(Path(__file__).resolve().parent.parent)
+    sys.path.insert(0, root)
+    from pipelines.ray_cluster import client_environment, compute_environment
+
+    if sys.argv[2:3] == ["train"]:
+        train(Path(sys.argv[1]), int(sys.argv[3]))
+        return
+    with tempfile.TemporaryDirectory(prefix="bench-el-") as temporary:
+        folder = Path(sys.argv[1] if sys.argv[1:] else temporary)
+        os.environ.update(client_environment(Path(temporary)), **compute_environment(), PYTHONPATH=root)
+        found = run_faults(folder / "elastic")
+    if sys.argv[1:]:
+        print(json.dumps(found))
+    else:
+        print_table(found)
+
+
+if __name__ == "__main__":
+    main()
