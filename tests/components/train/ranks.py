@@ -9,7 +9,8 @@ import multiprocessing
 import os
 import secrets
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,7 @@ def _run_rank(work: Work, job: TrainJob, meeting: Path, rank: int, world_size: i
 
 
 def gather_state(job: TrainJob, worker: PairWorker) -> None:
-    """Continues from the checkpoint, writes the whole state, takes two steps, and writes and checkpoints it again.
+    """Continues from the checkpoint, if there is one, and writes the whole state; the same after two steps, and saves.
 
     `state/NUMBER.safetensors` holds the float32 weights and moments of every parameter, and the buffers.
     """
@@ -80,6 +81,8 @@ def gather_state(job: TrainJob, worker: PairWorker) -> None:
             for _ in range(2):
                 train_step(session)
                 session.progress.step += 1
+        elif session.facts["resumed_from_step"] is None:
+            continue
         state = whole_state(session.engine)
         if worker.rank == 0:
             folder.mkdir(exist_ok=True)
@@ -88,16 +91,33 @@ def gather_state(job: TrainJob, worker: PairWorker) -> None:
     session.engine.close()
 
 
-def whole_state(engine: Any) -> Mapping[str, Any]:
+def whole_state(engine: Any) -> dict[str, Any]:
     """Float32 weights and both moments by name, the buffers, and the optimizer's own step counters."""
     import torch
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
+    optimizer = engine.engine.optimizer
     state = {name: value.clone() for name, value in engine.module.named_buffers()}
     for name, parameter in engine.module.named_parameters():
         state[f"{name}.fp32"] = safe_get_full_fp32_param(parameter).clone()
         for moment in ("exp_avg", "exp_avg_sq"):
-            state[f"{name}.{moment}"] = safe_get_full_optimizer_state(parameter, moment).clone()
-    steps = {float(each["step"]) for each in engine.engine.optimizer.state.values() if "step" in each}
+            gather = safe_get_full_optimizer_state if engine.stage == 3 else partial(gather_moment, optimizer)
+            state[f"{name}.{moment}"] = gather(parameter, moment).clone()
+    steps = {float(each["step"]) for each in optimizer.state.values() if "step" in each}
     state["steps"] = torch.tensor(sorted(steps))
     return state
+
+
+def gather_moment(optimizer: Any, parameter: Any, moment: str) -> Any:
+    """A moment out of the flat partitions of stages 1 and 2; DeepSpeed's own function loses them after a step."""
+    import torch
+    import torch.distributed as dist
+
+    whole, mapping = torch.zeros(parameter.numel()), parameter._hp_mapping
+    if mapping is not None:
+        number = next(n for n, group in enumerate(optimizer.bit16_groups) if any(parameter is each for each in group))
+        part, place = mapping.lp_fragment_address, mapping.get_hp_fragment_address()
+        flat = optimizer.state[optimizer.single_partition_of_fp32_groups[number]][moment]
+        whole[part.start : part.start + part.numel] = flat[place.start : place.start + place.numel]
+    dist.all_reduce(whole)
+    return whole
