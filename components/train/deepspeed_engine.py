@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import os
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -228,19 +229,34 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _import_deepspeed(device: str) -> Any:
-    """Imports DeepSpeed without what it would do on its own.
+@contextmanager
+def _hidden(name: str) -> Iterator[None]:
+    """Makes `import name` fail, unless it was imported before."""
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
 
-    On a CPU it must be told so first. TORCHDYNAMO_DISABLE saves the import of inductor (about 1 s), which its Muon
-    would trigger; the flag is read when dynamo is imported, so it is taken back for whoever compiles or exports here
-    later. Its shared-memory op would be compiled on first use, though only inference calls it.
+
+def _import_deepspeed(device: str) -> Any:
+    """Imports DeepSpeed without what it would do on its own: seconds for each worker that starts.
+
+    On a CPU it must be told so first. TORCHDYNAMO_DISABLE saves the import of inductor, which its Muon would trigger
+    as soon as an engine is made, so that is imported here; the flag is read when dynamo is imported, so it is taken
+    back for whoever compiles or exports here later. Its tuner would import mlflow where there is one. Its shared-memory
+    op would be compiled on first use, though only inference calls it.
     """
     if device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     asked = os.environ.get("TORCHDYNAMO_DISABLE", "1")
-    with _environment({"TORCHDYNAMO_DISABLE": asked}):
+    with _environment({"TORCHDYNAMO_DISABLE": asked}), _hidden("mlflow"):
         import deepspeed
         import deepspeed.ops
+        import deepspeed.runtime.zero.muon.muon_optimizer
 
         config: Any = importlib.import_module("torch._dynamo.config")
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
