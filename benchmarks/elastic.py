@@ -29,11 +29,11 @@ FAULTS = int(os.environ.get("FAULTS", "10"))
 KILLS = int(os.environ.get("KILLS", "0"))
 """Worker processes that are killed before the first fault, their machines still there."""
 DEADLINE_S = 240.0
-SETTLED_REPORTS = 3
-INTERVAL = 500
+SETTLED_REPORTS = 5
+"""By two workers, about a second apart, before the next fault."""
+ENDLESS = 10_000_000
+INTERVAL = 200
 """Steps between two checkpoints."""
-STEPS = int(os.environ.get("STEPS", "16000"))
-"""Of the training, for each fault."""
 
 
 @dataclass
@@ -55,11 +55,12 @@ class Fault:
 
 
 class Run:
-    """The training, in a process of its own, and what it tells."""
+    """The training, which would never end, in a process of its own, and what it tells."""
 
-    def __init__(self, folder: Path, steps: int, address: str) -> None:
-        self.events, self.restarts = folder / "run" / "events.jsonl", folder / "work" / "restarts.jsonl"
-        command = [sys.executable, __file__, str(folder), "train", str(steps)]
+    def __init__(self, folder: Path, address: str) -> None:
+        self.events, self.work_folder = folder / "run" / "events.jsonl", folder / "work"
+        self.restarts = self.work_folder / "restarts.jsonl"
+        command = [sys.executable, __file__, str(folder), "train"]
         self.process = subprocess.Popen(
             command, env={**os.environ, "RAY_ADDRESS": address}, stdout=(folder / "training.log").open("w"), stderr=2
         )
@@ -73,18 +74,20 @@ class Run:
         deadline = time.monotonic() + DEADLINE_S
         while not holds():
             if self.process.poll() is not None:
-                sys.exit(f"The training ended with {self.process.returncode} before {what}; set STEPS higher.")
+                sys.exit(f"The training ended with {self.process.returncode} before {what}; see training.log.")
             if time.monotonic() > deadline:
                 sys.exit(f"Waited {DEADLINE_S:g} s in vain for {what}.")
             time.sleep(0.1)
 
     def sizes(self) -> list[int]:
-        """Workers of each report so far."""
-        return [event["workers"] for event in self.told("progress")]
+        """Workers of each report since the last loss."""
+        lost = self.told("warning")[-1]["time"] if self.told("warning") else 0.0
+        return [event["workers"] for event in self.told("progress", lost)]
 
     def settle(self) -> None:
-        """Waits until two workers have trained for some seconds."""
+        """Waits until two workers have trained for some seconds, and there is a checkpoint."""
         self.wait_for("two workers", lambda: self.sizes()[-SETTLED_REPORTS:] == [2] * SETTLED_REPORTS)
+        self.wait_for("a checkpoint", lambda: any(self.work_folder.glob("checkpoints/step-*/manifest.json")))
 
     def suffer(self, kind: str, harm: Callable[[], None]) -> Fault:
         """Does harm and waits until steps are taken again."""
@@ -110,12 +113,11 @@ def run_faults(folder: Path) -> dict[str, Any]:
     (folder / "data").mkdir(parents=True)
     build_dataset(folder / "data", rows=300)
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    steps = STEPS * (FAULTS + KILLS)
     try:
         cluster.add_node(num_cpus=1)
         node, faults = cluster.add_node(num_cpus=1), list[Fault]()
         began = time.monotonic()
-        run = Run(folder, steps, cluster.address)
+        run = Run(folder, cluster.address)
         for _ in range(KILLS):
             run.settle()
             faults.append(run.suffer("worker killed", kill_worker))
@@ -124,18 +126,16 @@ def run_faults(folder: Path) -> dict[str, Any]:
             faults.append(run.suffer("machine lost", partial(cluster.remove_node, node, allow_graceful=False)))
             returned = time.time()
             node = cluster.add_node(num_cpus=1)
-            run.wait_for("two workers", lambda: run.sizes()[-1] == 2)
+            run.wait_for("two workers", lambda: run.sizes()[-1:] == [2])
             faults[-1].regrown_s = round(run.told("progress")[-1]["time"] - returned, 1)
-        code, seconds = run.process.wait(), time.monotonic() - began
+        seconds, steps = time.monotonic() - began, run.told("progress")[-1]["step"]
+        run.process.terminate()
+        run.process.wait()
     finally:
         cluster.shutdown()
-    result = json.loads((folder / "work" / "result.json").read_text())
     return {
-        "exit_code": code,
         "faults": [asdict(fault) for fault in faults],
-        "restarts": result["facts"]["restarts"],
-        "workers": sorted(set(run.sizes())),
-        "steps": [entry["step"] for entry in result["history"]],
+        "steps": steps,
         "seconds": round(seconds, 1),
         "goodput": round(steps / steps_per_s(run) / seconds, 3),
     }
@@ -155,27 +155,27 @@ def kill_worker() -> None:
 
 def steps_per_s(run: Run) -> float:
     """The pace of two workers without a fault: the best of some seconds between two reports."""
-    pairs = list(zip(run.told("progress"), run.told("progress")[5:], strict=False))
-    paces = [(b["step"] - a["step"]) / (b["time"] - a["time"]) for a, b in pairs]
-    return max(paces)
+    told = run.told("progress")
+    spans = zip(told, told[SETTLED_REPORTS - 1 :], strict=False)
+    return max((after["step"] - before["step"]) / (after["time"] - before["time"]) for before, after in spans)
 
 
-def train(folder: Path, steps: int) -> None:
+def train(folder: Path) -> None:
     """The training itself."""
     from components.train.launch import launch_group
     from tests.builders import make_context
 
-    launch_group(elastic_job(folder, steps), make_context(folder, "train", debug=False))
+    launch_group(elastic_job(folder), make_context(folder, "train", debug=False))
 
 
-def elastic_job(folder: Path, steps: int) -> TrainJob:
+def elastic_job(folder: Path) -> TrainJob:
     from components.artifacts import open_artifact
     from tests.components.train.jobs import make_job
 
     model = {"architecture": "mlp", "hidden_sizes": [64], "dropout": 0.0}
     values = {"workers": {"min": 1, "max": 2}, "zero": {"stage": 2}, "validate_every_steps": INTERVAL}
     dataset = open_artifact(str(folder / "data" / "dataset"), kind="dataset")
-    return make_job(dataset, folder / "work", model, max_steps=steps, learning_rate=1e-4, **values)
+    return make_job(dataset, folder / "work", model, max_steps=ENDLESS, learning_rate=1e-4, **values)
 
 
 def print_table(found: dict[str, Any]) -> None:
@@ -200,7 +200,7 @@ def main() -> None:
     from pipelines.ray_cluster import client_environment, compute_environment
 
     if sys.argv[2:3] == ["train"]:
-        train(Path(sys.argv[1]), int(sys.argv[3]))
+        train(Path(sys.argv[1]))
         return
     with tempfile.TemporaryDirectory(prefix="bench-el-") as temporary:
         folder = Path(sys.argv[1] if sys.argv[1:] else temporary)

@@ -91,6 +91,20 @@ def gather_state(job: TrainJob, worker: PairWorker) -> None:
     session.engine.close()
 
 
+def load_as_it_is(job: TrainJob, worker: PairWorker) -> None:
+    """The checkpoint by DeepSpeed alone; ends well only if that is refused."""
+    import pytest
+
+    from components.train import session
+
+    def load(opened: session.Session, folder: Path, world_size: int) -> None:
+        opened.engine.load(folder)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Exception, match="not currently supported"):
+        patch.setattr(session, "restore_resharded", load)
+        session.open_session(job, worker)
+
+
 def whole_state(engine: Any) -> dict[str, Any]:
     """Float32 weights and both moments by name, the buffers, and the optimizer's own step counters."""
     import torch
