@@ -7,6 +7,7 @@ from pathlib import Path
 
 from components.context import read_lines
 from components.errors import PenstockError, StageError, name_error
+from components.train.checkpoint import steps_in
 
 RESTARTS_NAME = "restarts.jsonl"
 """One line for each time a group was started again, in the job's work folder."""
@@ -41,3 +42,8 @@ def root_cause(error: BaseException) -> BaseException:
 def count_restarts(work_folder: Path) -> int:
     """How often the group of a job was started again after a loss."""
     return len(read_lines(work_folder / RESTARTS_NAME))
+
+
+def newest_step(work_folder: Path) -> int:
+    """Of the checkpoints of a job; 0 if there is none."""
+    return max(steps_in(work_folder / "checkpoints"), default=0)

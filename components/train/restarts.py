@@ -14,8 +14,7 @@ from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, Work
 
 from components.context import Context, append_line
 from components.errors import PenstockError, StageError
-from components.train.checkpoint import steps_in
-from components.train.failures import RESTARTS_NAME, first_failure, root_cause
+from components.train.failures import RESTARTS_NAME, first_failure, newest_step, root_cause
 
 DEATHS = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError, RayActorError)
 BROKEN_CONNECTION = ("gloo/", "Connection closed by peer", "Connection reset by peer")
@@ -44,7 +43,8 @@ class RestartPolicy(UserCallback):
         """
         reason = name_loss(worker_exceptions)
         if reason is None:
-            raise first_failure(worker_exceptions)
+            own = {rank: error for rank, error in worker_exceptions.items() if not is_broken_connection(error)}
+            raise first_failure(own)
         newest = newest_step(self.work_folder)
         self.in_vain = 1 if newest > self.newest else self.in_vain + 1
         self.newest = newest
@@ -56,11 +56,6 @@ class RestartPolicy(UserCallback):
             )
         append_line(self.work_folder / RESTARTS_NAME, {"time": time.time(), "step": newest, "reason": reason})
         self.context.warn(f"{reason}; training goes on from step {newest}.")
-
-
-def newest_step(work_folder: Path) -> int:
-    """Of the checkpoints of a job; 0 if there is none."""
-    return max(steps_in(work_folder / "checkpoints"), default=0)
 
 
 def name_loss(failures: Mapping[int, BaseException]) -> str | None:
