@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, WithJsonSchema, model_validator
 
@@ -148,7 +148,7 @@ class TrainConfig(Config):
     """Processes that train together, one GPU each where there are GPUs. {min, max} goes on with fewer when machines are
     lost, and with more when they return."""
     min_workers: int | None = Field(None, ge=1)
-    """What `workers: {min, max}` sets; None needs all."""
+    """What the spec's `workers: {min, max}` sets; None needs all."""
     max_restarts: int = Field(3, ge=0)
     """How often training goes on after a worker was lost without reaching another checkpoint."""
     zero: ZeroConfig = ZeroConfig()
@@ -158,17 +158,6 @@ class TrainConfig(Config):
     """Steps between two checkpoints, in place of `checkpoint_every_epochs`: for epochs that take hours."""
     keep_checkpoints: int = Field(2, ge=1)
     """Newest checkpoints that are kept."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _elastic(cls, values: Any) -> Any:
-        """`workers: {min, max}` as two plain fields."""
-        workers = values.get("workers") if isinstance(values, dict) else None
-        if not isinstance(workers, dict):
-            return values
-        if set(workers) != {"min", "max"}:
-            raise ValueError(f"workers is {workers}; give a number, or min and max: {{min: 2, max: 8}}")
-        return {**values, "workers": workers["max"], "min_workers": workers["min"]}
 
     def world_sizes(self) -> range:
         """Numbers of workers that training may run on."""

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +33,8 @@ GROUP_VARIABLES = {
 ELASTIC_VARIABLES = {
     # Right after a loss Ray may still count on the lost machine; it tries a smaller group after this.
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5",
+    # Each look at the workers adds a line to Ray's log.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
 }
 START_LIMIT = 10
 """Groups that may fail to start, each after Ray's 60 s without room: a lost machine is waited for that long."""
@@ -91,9 +93,11 @@ def launch_group(job: TrainJob, context: Context) -> TrainResult:
     import os
 
     elastic = job.train.min_workers is not None
-    for name, value in {**GROUP_VARIABLES, **(ELASTIC_VARIABLES if elastic else {})}.items():
-        # Read when Ray Train is imported, and carried to its controller.
+    # Read when Ray Train is imported, and carried to its controller.
+    for name, value in GROUP_VARIABLES.items():
         os.environ.setdefault(name, value)
+    if elastic:
+        os.environ.update(ELASTIC_VARIABLES)
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
@@ -103,7 +107,8 @@ def launch_group(job: TrainJob, context: Context) -> TrainResult:
 
     connect_ray(log_to_driver=True)
     placement = plan_placement(cluster_hardware(ray.cluster_resources()), job.train.workers, job.train.precision)
-    wait_for_room(placement, job.train.min_workers or job.train.workers)
+    fewest = job.train.world_sizes()[0]
+    wait_for_room(placement, fewest)
     trainer = TorchTrainer(
         run_worker,
         train_loop_config={"job": job, "context": context},
@@ -125,7 +130,7 @@ def launch_group(job: TrainJob, context: Context) -> TrainResult:
         ),
     )
     try:
-        with watch_nodes() if elastic else nullcontext():
+        with watch_nodes(lambda: tell_lack(context, placement, fewest)):
             trainer.fit()
     except WorkerGroupError as error:
         raise first_failure(error.worker_failures) from error
@@ -152,13 +157,13 @@ def run_worker(config: dict[str, Any]) -> None:
 
 
 @contextmanager
-def watch_nodes() -> Iterator[None]:
-    """Tells Ray Train of lost and new machines within seconds.
+def watch_nodes(look: Callable[[], None]) -> Iterator[None]:
+    """Tells Ray Train of lost and new machines within seconds, and calls `look` then.
 
     It decides by what its coordinator reserved, which looks at the machines only every 20 s, and there is no setting.
     """
     ended = threading.Event()
-    watcher = threading.Thread(target=_tell_of_nodes, args=(ended,), daemon=True)
+    watcher = threading.Thread(target=_tell_of_nodes, args=(ended, look), daemon=True)
     watcher.start()
     try:
         yield
@@ -167,16 +172,29 @@ def watch_nodes() -> Iterator[None]:
         watcher.join()
 
 
-def _tell_of_nodes(ended: threading.Event) -> None:
+def _tell_of_nodes(ended: threading.Event, look: Callable[[], None]) -> None:
     import ray
 
     known: set[str] | None = None
     while not ended.wait(POLL_INTERVAL_S):
         alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
         if known is not None and alive != known:
-            coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
-            coordinator.get_reserved_resources.remote("", True)
+            with suppress(ValueError):  # a group that is still starting has none
+                coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
+                coordinator.get_reserved_resources.remote("", True)
+            look()
         known = alive
+
+
+def tell_lack(context: Context, placement: Placement, workers: int) -> None:
+    """Says so when the machines that are left have no room for the fewest workers."""
+    import ray
+
+    lacking = missing_resources(ray.cluster_resources(), placement, workers)
+    if lacking is not None:
+        context.warn(
+            f"A machine was lost, and {workers} workers have no room ({lacking}): training waits for machines."
+        )
 
 
 def cluster_hardware(resources: Mapping[str, float]) -> Hardware:

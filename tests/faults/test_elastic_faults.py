@@ -64,7 +64,7 @@ def test_A13_control_deepspeed_alone_refuses_another_number_of_workers(digits: A
     assert run_ranks(load_as_it_is, job, 1, tmp_path) == [0]
 
 
-@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("stage", [0, 2, 3])
 def test_A13_the_loss_is_that_of_one_worker_at_every_later_step(stage: int, digits: Artifact, tmp_path: Path) -> None:
     """In fp32 without dropout only sums are added in another order; every row is trained when it would have been."""
     values = {"epochs": 4, "learning_rate": 1e-2, "validate_every_steps": 2}

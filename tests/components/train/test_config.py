@@ -1,15 +1,22 @@
 """`train.workers: {min, max}`: what it means, and what cannot be with it."""
 
 import pytest
-from pydantic import ValidationError
 
 from components.train.config import TrainConfig
+from pipelines.spec import load_spec
+from pipelines.spec_errors import SpecErrors
+
+
+def load(train):
+    """The section as a whole spec has it."""
+    values = {"task": "image-classification", "data": {"source": "builtin://digits"}, "model": {"architecture": "mlp"}}
+    return load_spec({"name": "elastic", **values, "train": train}).spec.train
 
 
 def test_a_range_of_workers_is_two_numbers():
-    config = TrainConfig.model_validate({"workers": {"min": 2, "max": 4}, "global_batch_size": 24})
+    config = load({"workers": {"min": 2, "max": 4}, "global_batch_size": 24})
     assert (config.min_workers, config.workers, list(config.world_sizes())) == (2, 4, [2, 3, 4])
-    assert TrainConfig.model_validate(config.model_dump()) == config
+    assert load(config.model_dump()) == config
     assert list(TrainConfig(workers=2).world_sizes()) == [2]
 
 
@@ -34,8 +41,8 @@ def test_a_range_of_workers_is_two_numbers():
     ],
 )
 def test_a_range_that_cannot_be_is_one_sentence(values, said):
-    with pytest.raises(ValidationError, match=said):
-        TrainConfig.model_validate(values)
+    with pytest.raises(SpecErrors, match=said):
+        load(values)
 
 
 def test_editors_are_told_of_both_forms():
