@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from components.context import Context
-from components.errors import PenstockError, StageError, name_error
+from components.errors import StageError
 from components.ray_connection import connect_ray
 from components.train.device import Hardware, Placement, plan_placement
-from components.train.failures import first_failure, root_cause
+from components.train.failures import first_failure
 from components.train.job import TrainJob, TrainResult
 from components.train.result import read_result
 
@@ -103,7 +103,7 @@ def launch_group(job: TrainJob, context: Context) -> TrainResult:
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-    from components.train.restarts import RestartPolicy
+    from components.train.restarts import RestartPolicy, name_group_failure
 
     connect_ray(log_to_driver=True)
     placement = plan_placement(cluster_hardware(ray.cluster_resources()), job.train.workers, job.train.precision)
@@ -135,10 +135,7 @@ def launch_group(job: TrainJob, context: Context) -> TrainResult:
     except WorkerGroupError as error:
         raise first_failure(error.worker_failures) from error
     except ControllerError as error:
-        cause = root_cause(error.controller_failure)
-        if isinstance(cause, PenstockError):
-            raise cause from error
-        raise StageError(f"The training group could not be run: {name_error(cause)}.") from error
+        raise name_group_failure(error.controller_failure) from error
     result = read_result(job)
     if result is None:
         raise StageError(f"The training group ended without a result in {job.work_folder}; see the stage's log.")

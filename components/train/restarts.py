@@ -10,10 +10,14 @@ from typing import Any
 import torch.distributed as dist
 from ray.exceptions import RayActorError
 from ray.train import UserCallback
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
+from ray.train.v2._internal.exceptions import (
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+    WorkerHealthCheckTimeoutError,
+)
 
 from components.context import Context, append_line
-from components.errors import PenstockError, StageError
+from components.errors import PenstockError, StageError, name_error
 from components.train.failures import RESTARTS_NAME, first_failure, newest_step, root_cause
 
 DEATHS = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError, RayActorError)
@@ -75,3 +79,17 @@ def is_broken_connection(error: BaseException) -> bool:
     """Whether a collective operation failed because another worker is gone."""
     cause = root_cause(error)
     return isinstance(cause, dist.DistError) or any(words in str(cause) for words in BROKEN_CONNECTION)
+
+
+def name_group_failure(error: BaseException) -> PenstockError:
+    """Why a group could not be run, from what Ray's controller gave up with."""
+    cause = root_cause(error)
+    if isinstance(cause, PenstockError):
+        return cause
+    if isinstance(cause, WorkerGroupStartupTimeoutError):
+        return StageError(
+            f"{cause.num_workers} training workers have had no room for minutes; give the cluster the machines back, and "
+            "the same command goes on from the newest checkpoint.",
+            field="train.workers",
+        )
+    return StageError(f"The training group could not be run: {name_error(cause)}.")

@@ -65,3 +65,15 @@ def test_restarts_that_get_nowhere_come_to_an_end_and_a_new_checkpoint_begins_th
     with pytest.raises(StageError, match=r"did not get past step 300 in 2 restarts \(train.max_restarts\)"):
         policy.after_exception(None, {1: dead})
     assert count_restarts(policy.work_folder) == 4
+
+
+def test_a_group_without_room_is_told_in_one_sentence():
+    from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+    from components.train.restarts import name_group_failure
+
+    assert name_group_failure(WorkerGroupStartupTimeoutError(4)).message.startswith(
+        "4 training workers have had no room"
+    )
+    assert name_group_failure(DIVERGED) is DIVERGED
+    assert "could not be run: ValueError: why" in name_group_failure(ValueError("why")).message
