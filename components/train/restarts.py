@@ -88,8 +88,8 @@ def name_group_failure(error: BaseException) -> PenstockError:
         return cause
     if isinstance(cause, WorkerGroupStartupTimeoutError):
         return StageError(
-            f"{cause.num_workers} training workers have had no room for minutes; give the cluster the machines back, and "
-            "the same command goes on from the newest checkpoint.",
+            f"{cause.num_workers} training workers have had no room for minutes; give the cluster its machines back, "
+            "and the same command goes on from the newest checkpoint.",
             field="train.workers",
         )
     return StageError(f"The training group could not be run: {name_error(cause)}.")
