@@ -112,6 +112,7 @@ def _model(artifact: Artifact | None, metrics: Mapping[str, Any]) -> dict[str, A
         "parameters": facts["parameters"],
         "size_bytes": facts["size_bytes"],
         "metrics": {"validation": facts["metrics"]["validation"], "test": metrics.get("trained")},
+        "training": {name: facts.get("facts", {}).get(name) for name in ("workers", "restarts")},
     }
 
 

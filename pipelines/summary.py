@@ -18,7 +18,7 @@ def print_summary(result: Mapping[str, Any], folder: RunFolder) -> None:
     table = metrics_table(result)
     if table is not None:
         console.print(table)
-    for line in [*_sweep(result), *_compression(result), *_gate(result), *_release(result)]:
+    for line in [*_sweep(result), *_training(result), *_compression(result), *_gate(result), *_release(result)]:
         console.print(line)
     if result["endpoint"]:
         print(how_to_ask(result, folder))
@@ -65,6 +65,14 @@ def _sweep(result: Mapping[str, Any]) -> list[str]:
     chance = (sweep.get("repeats") or {}).get("chance_only_seemed_best")
     luck = f", chance that it only seemed best {percent(chance)}" if chance is not None else ""
     return [f"sweep       {sweep['trials']} trials, best {best['name']} {best['value']:.4f} on {best['split']}{luck}"]
+
+
+def _training(result: Mapping[str, Any]) -> list[str]:
+    restarts = ((result["model"] or {}).get("training") or {}).get("restarts")
+    if not restarts:
+        return []
+    times = "once" if restarts == 1 else f"{restarts} times"
+    return [f"training    went on {times} from a checkpoint after a worker was lost"]
 
 
 def _compression(result: Mapping[str, Any]) -> list[str]:

@@ -19,6 +19,7 @@ from components.models.folder import save_weights
 from components.train.augment import augment_images
 from components.train.engine import Update
 from components.train.evaluation import evaluate
+from components.train.failures import count_restarts
 from components.train.feed import Inputs
 from components.train.job import TrainJob, TrainResult, Worker
 from components.train.optimizer import weight_penalty
@@ -279,6 +280,7 @@ def finish(session: Session) -> TrainResult:
         "steps": progress.step,
         "skipped_steps": len(progress.skipped),
         "rollbacks": progress.rollbacks,
+        "restarts": count_restarts(session.job.work_folder),
         "seconds": round(meter.seconds, 3),
         **{name: round(value, 1) for name, value in meter.pace(progress.step).items() if name.endswith("_per_s")},
     }

@@ -22,8 +22,9 @@ from typing import Any
 from components.errors import StageError, first_line
 from components.ray_connection import connect_ray
 from components.train.device import Hardware, Placement, plan_placement
+from components.train.failures import first_failure, root_cause
 from components.train.group import Group
-from components.train.launch import cluster_hardware, first_failure, resources, root_cause, wait_for_room
+from components.train.launch import cluster_hardware, resources, wait_for_room
 from components.tune.runners import deliver, remove_checkpoints
 from components.tune.sweep import Sweep
 from components.tune.trial import TrainFunction, TrialSettings, TrialStopped, measure
@@ -234,7 +235,7 @@ def hold_group(mailbox: Any, number: int, settings: TrialSettings, train: TrainF
     try:
         trainer.fit()
     except WorkerGroupError as error:
-        raise first_failure(error) from None
+        raise first_failure(error.worker_failures) from None
     except ControllerError as error:
         raise StageError(f"The group could not be run: {first_line(error.controller_failure)}.") from None
 

@@ -74,7 +74,7 @@ class TrialSettings:
         return TrainJob(
             task=self.task,
             model=model,
-            train=train.model_copy(update={"workers": self.workers, "global_batch_size": batch}),
+            train=train.model_copy(update={"workers": self.workers, "min_workers": None, "global_batch_size": batch}),
             seed=self.seed if seed is None else seed,
             dataset=self.dataset,
             work_folder=self.folder(number),
