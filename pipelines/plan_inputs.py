@@ -53,18 +53,21 @@ def make_workload(spec: Spec, assume: Assumptions) -> Workload:
 
 
 def text_inputs(spec: Spec, assume: Assumptions) -> dict[str, int]:
-    """A decoder's samples have train.seq_len tokens, a classifier's data.text.max_length at most."""
-    text = spec.data.text
-    if not get_task(spec.task).packed:
-        return {"vocab_size": text.vocab_size, "max_length": text.max_length, "pad_token_id": 0}
+    """A decoder's samples have train.seq_len tokens, all others data.text.max_length at most, and a target's."""
+    text, task = spec.data.text, get_task(spec.task)
     if text.tokenizer == "character":
         assume(f"{CHARACTERS} different characters; the text is not read")
-    words = {"byte": BYTE_TOKENS, "character": CHARACTERS, "bpe": text.vocab_size}
-    return {"vocab_size": words[text.tokenizer], "max_length": spec.train.seq_len or SEQ_LEN}
+    words = {"byte": BYTE_TOKENS, "character": CHARACTERS, "bpe": text.vocab_size}[text.tokenizer]
+    if task.packed:
+        return {"vocab_size": words, "max_length": spec.train.seq_len or SEQ_LEN}
+    sizes = {"vocab_size": words, "max_length": text.max_length, "pad_token_id": 0}
+    if task.target is None:
+        return sizes
+    return {**sizes, "max_target_length": text.max_target_length or text.max_length, "eos_token_id": 1}
 
 
 def class_count(spec: Spec, assume: Assumptions) -> int:
-    if get_task(spec.task).packed:
+    if get_task(spec.task).generative:
         return 0
     assume(f"{DEFAULT_CLASSES} classes; the data is not read")
     return DEFAULT_CLASSES

@@ -49,7 +49,7 @@ class Spec(Config):
     name: str = Field("model", pattern=NAME)
     """Names the run and the registered model: letters, digits, - and _."""
     task: str
-    """image-classification | text-classification | text-generation."""
+    """image-classification | text-classification | text-generation | text2text-generation."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Governs all randomness but the split, which has its own seed."""
     data: DataConfig

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.artifacts import Artifact, Draft, Ref, write_artifact
-from components.artifacts.dataset import SPLITS
+from components.artifacts.dataset import SPLITS, open_split
 from components.config import Config
 from components.context import Context
 from components.data.batches import DROPPED, EncodeRows, IndexRows, SelectRows
@@ -243,20 +243,48 @@ def describe(
 
     preprocessing.save(draft.path / "preprocess")
     names = pa.ipc.open_file(str(draft.path / "splits" / "train.arrow")).schema.names
-    raw = ("id", "label", get_task(config.task).feature)
+    raw = ("id", "label", *get_task(config.task).columns)
     rows = count_rows(plan.parts)
     encoded = [name for name in names if name not in raw]
     classes = list(plan.cleaned.classes)
     draft.write_json("schema.json", {"task": config.task, "classes": classes, "encoded": encoded, "rows": rows})
+    cut = count_cut(draft.path, preprocessing, config)
     report = make_report(plan.index, get_task(config.task).measures, plan.cleaned, plan.parts, preprocessing, source)
-    draft.write_json("report.json", report, content=False)
+    draft.write_json("report.json", {**report, **({"cut": cut} if cut else {})}, content=False)
     draft.metadata = {"rows": rows, "classes": len(classes), "dropped": sum(plan.cleaned.dropped.values())}
+    if cut:
+        draft.metadata["cut"] = cut
+
+
+def count_cut(dataset: Path, preprocessing: Preprocessing, config: StageConfig) -> dict[str, dict[str, int]]:
+    """Rows of each split that were cut to their greatest length, by role; empty for a task that does not count them.
+
+    Raises:
+        DataError: If no target of a split is whole: nothing could be learnt of where one ends.
+    """
+    tables = {name: open_split(dataset, name).table for name in SPLITS}
+    found = {name: preprocessing.count_cut(table) for name, table in tables.items() if table.num_rows}
+    for name, counts in found.items():
+        if counts.get("target", 0) == tables[name].num_rows:
+            limit = config.data.text.max_target_length or config.data.text.max_length
+            raise DataError(
+                f"All {counts['target']} targets of the {name} split are longer than {limit} tokens; raise "
+                "data.text.max_target_length.",
+                field="data.text.max_target_length",
+            )
+    return {name: counts for name, counts in found.items() if counts}
 
 
 def report_events(metadata: Mapping[str, Any], plan: Plan, context: Context) -> None:
     """Tells the user how many rows there are and what was left out, and MLflow the counts."""
     rows = ", ".join(f"{metadata['rows'][name]} {name}" for name in SPLITS)
-    context.event("note", text=f"{rows}; {metadata['classes']} classes")
+    classes = f"; {metadata['classes']} classes" if metadata["classes"] else ""
+    context.event("note", text=f"{rows}{classes}")
+    for role in ("source", "target"):
+        cut = sum(counts[role] for counts in metadata.get("cut", {}).values())
+        if cut:
+            field = "max_length" if role == "source" else "max_target_length"
+            context.warn(f"Cut {cut} {role}s to the tokens that data.text.{field} allows; see report.json.")
     dropped = {reason: count for reason, count in plan.cleaned.dropped.items() if count}
     if dropped:
         reasons = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in dropped.items())

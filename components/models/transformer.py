@@ -173,13 +173,19 @@ def linear_head(width: int, num_classes: int) -> nn.Linear:
     return head
 
 
+def inner_network(module: nn.Module) -> Any:
+    """The network from `transformers` inside one of ours, or None."""
+    names = ("encoder", "decoder", "encoder_decoder")
+    return next((getattr(module, name) for name in names if hasattr(module, name)), None)
+
+
 def checkpoint_activations(module: nn.Module) -> None:
     """Makes the Transformer in `module` compute its layers' activations again in the backward pass.
 
     Raises:
         SpecError: If there is none.
     """
-    network = getattr(module, "encoder", None) or getattr(module, "decoder", None)
+    network = inner_network(module)
     if network is None or not getattr(network, "supports_gradient_checkpointing", False):
         raise SpecError(
             "train.activation_checkpointing is for Transformers, and this network is none; set it to false.",
@@ -190,7 +196,7 @@ def checkpoint_activations(module: nn.Module) -> None:
 
 def network_values(module: nn.Module) -> dict[str, Any] | None:
     """The `transformers` config of a network built here, without what differs between machines; None for others."""
-    network = getattr(module, "encoder", None) or getattr(module, "decoder", None)
+    network = inner_network(module)
     if network is None or not hasattr(network, "config"):
         return None
     values = network.config.to_diff_dict()

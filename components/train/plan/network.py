@@ -25,7 +25,7 @@ class Workload:
         task: Its name.
         model: The `model` section of the spec.
         inputs: What `Preprocessing.model_inputs` would give.
-        num_classes: Width of the logits; a decoder's is the vocabulary.
+        num_classes: Width of the logits; that of a network which writes texts is the vocabulary.
     """
 
     task: str
@@ -35,11 +35,18 @@ class Workload:
 
     @property
     def tokens(self) -> int:
-        """Positions a sample: its tokens, a ViT's patches and class token, else 1."""
+        """Positions a sample: its tokens (source and target), a ViT's patches and class token, else 1."""
         if "max_length" in self.inputs:
-            return self.inputs["max_length"]
+            return self.inputs["max_length"] + self.inputs.get("max_target_length", 0)
         patch = getattr(self.model, "patch_size", None)
         return 1 if patch is None else (self.inputs["image_size"] // patch) ** 2 + 1
+
+    @property
+    def label_tokens(self) -> int:
+        """Labels a sample, each with logits over the whole vocabulary: those of a window or a target; 1 for a class."""
+        if self.is_decoder:
+            return self.tokens
+        return self.inputs.get("max_target_length", 1)
 
     @property
     def layers(self) -> int | None:
@@ -94,6 +101,8 @@ def count_parameters(workload: Workload) -> NetworkSizes:
     """Counts a network's parameters without making it: 70 billion take seconds and no memory."""
     import torch
 
+    from components.models.transformer import inner_network
+
     with torch.device("meta"):
         module = build_empty(workload)
     sizes = {name: value.numel() for name, value in module.named_parameters()}
@@ -111,16 +120,13 @@ def build_empty(workload: Workload) -> nn.Module:
     """The network with weights that nobody filled; of a pretrained one the shape is read, not the weights."""
     from transformers.initialization import no_init_weights
 
+    from components.models.transformer import inner_network
+
     with no_init_weights():
         module = build_model(workload.model, workload.inputs, workload.num_classes, pretrained_shape(workload.model))
     if (network := inner_network(module)) is not None:
         network.tie_weights()  # a part of the initialisation that was left out
     return module
-
-
-def inner_network(module: nn.Module) -> Any:
-    """The network from `transformers` inside one of ours, if there is one."""
-    return getattr(module, "decoder", None) or getattr(module, "encoder", None)
 
 
 def pretrained_shape(config: ModelConfig) -> dict[str, Any] | None:
