@@ -40,7 +40,7 @@ def metrics_table(result: Mapping[str, Any]) -> Any:
         )
     if result["baseline"]:
         rows[f"{result['baseline']['kind']} baseline"] = (None, result["baseline"]["metrics"]["test"])
-    shown = ("accuracy", "f1", "precision", "recall")
+    shown: tuple[str, ...] = ("accuracy", "f1", "precision", "recall")
     if "exact_match" in rows["model"][1]:
         shown = ("exact_match", "bleu", "rougeL", "loss", "accuracy")
     elif "perplexity" in rows["model"][1]:

@@ -158,7 +158,8 @@ def run_pairs(config: StageConfig, inputs: Mapping[str, Ref], output: str, conte
     dataset, model = open_artifact(inputs["dataset"], kind="dataset"), open_artifact(inputs["model"], kind="model")
     test = open_split(dataset.path, "test")
     results: dict[str, Any] = {"trained": {"test": None}}
-    texts, kind = {}, None
+    texts: dict[str, list[str]] = {}
+    kind = None
     if len(test):
         predictor = load_predictor(model.path)
         measured, texts, kind = pairs.evaluate_pairs(dataset.path, predictor, config.evaluate, config.seed, context)

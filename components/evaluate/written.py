@@ -82,7 +82,8 @@ def corpus_bleu(sums: np.ndarray) -> float:
 
     whole = [int(value) for value in sums]
     matches, totals, (given, wanted) = whole[:BLEU_ORDER], whole[BLEU_ORDER : 2 * BLEU_ORDER], whole[-2:]
-    return BLEU.compute_bleu(matches, totals, given, wanted, smooth_method="exp").score
+    # Its logarithms leave a perfect score a hair above 100.
+    return min(100.0, BLEU.compute_bleu(matches, totals, given, wanted, smooth_method="exp").score)
 
 
 def measure_losses(nats: np.ndarray, tokens: np.ndarray, options: Options) -> dict[str, Any]:
