@@ -10,13 +10,13 @@ import pytest
 from pipelines.cli import main
 from tests.components.serve.tiny import tiny_context, tiny_model
 
-WORDS = "zero one two three four five six seven eight nine".split()
+WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 PAIRS = [(f"{first} {second}", f"{a} {b}") for a, first in enumerate(WORDS) for b, second in enumerate(WORDS)]
 SPEC = {
     "task": "text2text-generation",
     "data": {"source": "a.jsonl", "text": {"vocab_size": 300, "max_length": 8}, "split": {"test": 0.25}},
     "model": {"architecture": "t5", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "dropout": 0},
-    "train": {"max_steps": 120, "validate_every_steps": 60, "global_batch_size": 32, "learning_rate": 1e-2,
+    "train": {"max_steps": 90, "validate_every_steps": 90, "global_batch_size": 32, "learning_rate": 1e-2,
               "precision": "fp32"},
     "evaluate": {"resamples": 100},
     "compress": False,

@@ -121,7 +121,7 @@ def test_what_does_not_fit_is_refused_with_its_field(architecture, values, field
 @pytest.mark.parametrize(("architecture", "inputs"), [("bert", IMAGE), ("t5", TEXT)])
 def test_a_network_for_other_data_is_refused(architecture, inputs):
     config = parse_model_config({"architecture": architecture})
-    with pytest.raises(SpecError, match="which takes (texts|pairs of texts)"):
+    with pytest.raises(SpecError, match=r"which takes (texts|pairs of texts)"):
         build_model(config, inputs, 3)
 
 

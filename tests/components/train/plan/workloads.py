@@ -12,8 +12,13 @@ INPUTS: dict[str, dict[str, int]] = {
     "image-classification": {"image_size": 8, "channels": 1},
     "text-classification": {"vocab_size": 500, "max_length": 32, "pad_token_id": 0},
     "text-generation": {"vocab_size": 500, "max_length": 64},
-    "text2text-generation": {"vocab_size": 500, "max_length": 32, "max_target_length": 16, "pad_token_id": 0,
-                             "eos_token_id": 1},
+    "text2text-generation": {
+        "vocab_size": 500,
+        "max_length": 32,
+        "max_target_length": 16,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+    },
 }
 TASKS = {"bert": "text-classification", "lstm": "text-classification", "gpt": "text-generation",
          "llama": "text-generation", "t5": "text2text-generation"}  # fmt: skip
