@@ -1,4 +1,4 @@
-"""Models that write a target for a source, on the test rows: the texts they write, and what they make of the true ones."""
+"""Models that write a target for a source, on the test rows: what they write, and what they make of the true targets."""
 
 from __future__ import annotations
 

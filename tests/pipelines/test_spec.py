@@ -41,7 +41,7 @@ def test_all_errors_are_told_at_once_with_their_lines(tmp_path):
     ("change", "says"),
     [
         ({"model.architecture": "bert"}, "does not fit image-classification"),
-        ({"model.architecture": "t5"}, "not available in this version"),
+        ({"model.architecture": "vgg"}, "not available in this version"),
         ({"model.architecture": "foo"}, "allowed: mlp, cnn"),
         ({"task": "poetry"}, "no task of this version"),
         ({"task": "text-generation", "model.architecture": "gpt"}, "compress is not available for text-generation"),
