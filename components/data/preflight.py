@@ -66,10 +66,10 @@ def plan_roles(source: Source, task: str, config: DataConfig) -> Roles:
                 field="data.split.by",
             )
     if source.kind == "text" and not wanted.packed:
-        pair = "sources and one of targets" if wanted.target else "texts and one of labels"
+        given, lacking = ("sources", "targets") if wanted.target else ("texts", "labels")
         raise DataError(
-            f"{config.source} holds plain text, one column, but the task is {task}; give a table with a column of "
-            f"{pair}.",
+            f"{config.source} holds plain text without {lacking}, but the task is {task}; give a table with a column "
+            f"of {given} and one of {lacking}.",
             field="data.source",
         )
     key = config.split.column if config.split.by in ("group", "time") and not wanted.packed else None

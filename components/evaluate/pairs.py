@@ -1,4 +1,4 @@
-"""Models that write a target for a source, on the test rows: what they write, and what they make of the true targets."""
+"""Models that write a target for a source, on the test rows."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ def test_all_errors_are_told_at_once_with_their_lines(tmp_path):
         ({"task": "poetry"}, "no task of this version"),
         ({"task": "text-generation", "model.architecture": "gpt"}, "compress is not available for text-generation"),
         ({"train.seq_len": 64}, "train.seq_len is for language models"),
-        ({"data.text.tokenizer": "byte"}, "byte is for language models"),
+        ({"data.text.tokenizer": "byte"}, "byte is for tasks that write texts"),
         ({"train.global_batch_size": 10, "train.workers": 4}, "does not divide"),
         ({"train.zero.stage": 3, "train.regularize.l2": 0.1}, "use weight_decay"),
         ({"compress.candidates": "[distil]"}, "not available in this version"),
