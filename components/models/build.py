@@ -116,6 +116,12 @@ def wanted_inputs(config: ModelConfig) -> tuple[tuple[str, ...], str]:
     return IMAGE_INPUTS, "images"
 
 
+def inner_network(module: nn.Module) -> Any:
+    """The network from `transformers` inside one of ours, or None."""
+    names = ("encoder", "decoder", "encoder_decoder")
+    return next((getattr(module, name) for name in names if hasattr(module, name)), None)
+
+
 def _from_transformers(
     config: ViTConfig | ResNetConfig | BertConfig,
     inputs: Mapping[str, int],

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from components.errors import SpecError
+from components.models.build import inner_network
 from components.models.config import BertConfig, ResNetConfig, TransformerConfig, ViTConfig
 from components.models.text import masked_mean
 
@@ -171,12 +172,6 @@ def linear_head(width: int, num_classes: int) -> nn.Linear:
     nn.init.normal_(head.weight, std=0.02)
     nn.init.zeros_(head.bias)
     return head
-
-
-def inner_network(module: nn.Module) -> Any:
-    """The network from `transformers` inside one of ours, or None."""
-    names = ("encoder", "decoder", "encoder_decoder")
-    return next((getattr(module, name) for name in names if hasattr(module, name)), None)
 
 
 def checkpoint_activations(module: nn.Module) -> None:

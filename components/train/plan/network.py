@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from components.models.build import build_model
+from components.models.build import build_model, inner_network
 from components.models.config import ModelConfig, TransformerConfig
 from components.tasks import get_task
 
@@ -101,8 +101,6 @@ def count_parameters(workload: Workload) -> NetworkSizes:
     """Counts a network's parameters without making it: 70 billion take seconds and no memory."""
     import torch
 
-    from components.models.transformer import inner_network
-
     with torch.device("meta"):
         module = build_empty(workload)
     sizes = {name: value.numel() for name, value in module.named_parameters()}
@@ -119,8 +117,6 @@ def count_parameters(workload: Workload) -> NetworkSizes:
 def build_empty(workload: Workload) -> nn.Module:
     """The network with weights that nobody filled; of a pretrained one the shape is read, not the weights."""
     from transformers.initialization import no_init_weights
-
-    from components.models.transformer import inner_network
 
     with no_init_weights():
         module = build_model(workload.model, workload.inputs, workload.num_classes, pretrained_shape(workload.model))

@@ -20,7 +20,7 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from components.models.transformer import inner_network
+from components.models.build import inner_network
 from components.tasks import get_task
 from components.train.plan.network import Workload, build_empty
 
