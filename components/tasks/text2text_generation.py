@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 MAX_CHARACTERS_PER_TOKEN = 64
 """A text is cut at this many characters a token before it is tokenised: BPE is slow on one endless word."""
 
+ANSWER_ROWS = 32
+"""Sources that are answered at once."""
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -214,9 +217,16 @@ class Text2TextGeneration(TextSamples):
         preprocessing = predictor.preprocessing
         assert isinstance(preprocessing, PairPreprocessing)
         defaults = {"max_new_tokens": preprocessing.limits.max_target_length, "temperature": 0.0}
-        batch = preprocessing.collate(preprocessing.encode({"source": rows["source"]}))
-        targets = write_targets(predictor, batch, Sampling(**{**defaults, **options}))
-        return [{"text": preprocessing.decode(tokens)} for tokens in targets]
+        sampling = Sampling(**{**defaults, **options})
+        sources = preprocessing.encode({"source": rows["source"]})["input_ids"]
+        # What is drawn in a batch depends on who else is in it; the seed alone shall decide.
+        size = ANSWER_ROWS if sampling.temperature == 0 else 1
+        batches = (sources[start : start + size] for start in range(0, len(sources), size))
+        return [
+            {"text": preprocessing.decode(tokens)}
+            for batch in batches
+            for tokens in write_targets(predictor, preprocessing.collate({"input_ids": batch}), sampling)
+        ]
 
 
 def token_losses(logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float = 0.0) -> torch.Tensor:
