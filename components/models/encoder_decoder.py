@@ -37,11 +37,17 @@ class EncoderDecoder(nn.Module):
                 T5ForConditionalGeneration, config.pretrained, attn_implementation="sdpa"
             )
             check_vocabulary(self.encoder_decoder.config.vocab_size, inputs["vocab_size"])
+            # T5 1.1 and its kin have an output layer of their own, which `transformers` finds among the weights alone.
+            tied = self.encoder_decoder.lm_head.weight is self.encoder_decoder.shared.weight
+            self.encoder_decoder.config.tie_word_embeddings = tied
         else:
             scratch = network_config(config, inputs)
             shape = scratch if network is None else type(scratch).from_dict(dict(network))
             shape._attn_implementation = "sdpa"
             self.encoder_decoder = T5ForConditionalGeneration(shape)
+            if network is not None and not network.get("tie_word_embeddings", True):
+                output = self.encoder_decoder.lm_head
+                output.weight = nn.Parameter(output.weight.detach().clone())
 
     def forward(
         self, input_ids: torch.Tensor, attention_mask: torch.Tensor, decoder_input_ids: torch.Tensor

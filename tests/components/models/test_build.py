@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from components.errors import SpecError
 from components.models.build import build_model, parse_model_config
 from components.models.config import ARCHITECTURES
+from components.models.folder import load_weights, named_weights, save_weights
+from components.models.transformer import network_values
 
 IMAGE = {"image_size": 8, "channels": 1}
 TEXT = {"vocab_size": 50, "max_length": 12, "pad_token_id": 0}
@@ -100,6 +103,21 @@ def test_a_pretrained_t5_gives_its_weights_and_refuses_more_words_than_it_knows(
     config = parse_model_config({"architecture": "t5", "pretrained": str(tmp_path)})
     with pytest.raises(SpecError, match="knows 50 tokens, but the data's tokenizer has 60"):
         build_model(config, {**PAIRS, "vocab_size": 60}, 0)
+
+
+def test_an_output_layer_of_its_own_survives_the_folder(tmp_path):
+    """T5 1.1 does not share it with the words, whatever its config says."""
+    tiny("t5", feed_forward_proj="gated-gelu").encoder_decoder.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["lm_head.weight"] = torch.randn(50, 16)
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    config = parse_model_config({"architecture": "t5", "pretrained": str(tmp_path)})
+    module = build_model(config, PAIRS, 0).eval()
+    again = build_model(config, PAIRS, 0, network_values(module)).eval()
+    save_weights(tmp_path / "ours.safetensors", named_weights(module))
+    load_weights(again, tmp_path / "ours.safetensors")
+    assert torch.equal(again.encoder_decoder.lm_head.weight, weights["lm_head.weight"])
+    assert torch.equal(again(**batch("t5")), module(**batch("t5")))
 
 
 @pytest.mark.parametrize(
