@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from components.tasks import get_task
+from components.tasks.tokenizers import BUILT, pretrained_vocabulary
 from components.train.plan.network import Workload
 from components.train.plan.samples import estimate_samples
 from components.train.session import SEQ_LEN
@@ -57,7 +58,10 @@ def text_inputs(spec: Spec, assume: Assumptions) -> dict[str, int]:
     text, task = spec.data.text, get_task(spec.task)
     if text.tokenizer == "character":
         assume(f"{CHARACTERS} different characters; the text is not read")
-    words = {"byte": BYTE_TOKENS, "character": CHARACTERS, "bpe": text.vocab_size}[text.tokenizer]
+    if text.tokenizer in BUILT:
+        words = {"byte": BYTE_TOKENS, "character": CHARACTERS, "bpe": text.vocab_size}[text.tokenizer]
+    else:
+        words = pretrained_vocabulary(text.tokenizer).size
     if task.packed:
         return {"vocab_size": words, "max_length": spec.train.seq_len or SEQ_LEN}
     sizes = {"vocab_size": words, "max_length": text.max_length, "pad_token_id": 0}
@@ -77,7 +81,7 @@ def sample_bytes(spec: Spec, workload: Workload) -> int | None:
     """Bytes of text that make a language model's sample; None where a row is a sample."""
     if not workload.is_decoder:
         return None
-    return workload.tokens * (BYTES_PER_BPE_TOKEN if spec.data.text.tokenizer == "bpe" else 1)
+    return workload.tokens * (1 if spec.data.text.tokenizer in ("byte", "character") else BYTES_PER_BPE_TOKEN)
 
 
 def count_samples(spec: Spec, workload: Workload, rows: int | None, assume: Assumptions) -> int | None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from components.errors import PenstockError, SpecError
 from components.serve.keys import is_loopback
 from components.tasks import get_task
+from components.tasks.tokenizers import BUILT
 from components.tune.check import check_tune
 
 if TYPE_CHECKING:
@@ -59,6 +60,10 @@ def _tokens_fit(spec: Spec) -> list[PenstockError]:
     if not task.generative and spec.data.text.tokenizer != "bpe":
         errors.append(SpecError(f"data.text.tokenizer {spec.data.text.tokenizer} is for tasks that write texts; use "
                                 "bpe.", "data.text.tokenizer"))  # fmt: skip
+    if task.generative and spec.model.pretrained is not None and spec.data.text.tokenizer in BUILT:
+        errors.append(SpecError(f"model.pretrained is {spec.model.pretrained!r}, whose weights know its own tokens "
+                                f"alone, but data.text.tokenizer is {spec.data.text.tokenizer}; set it to "
+                                f"{spec.model.pretrained!r} too.", "data.text.tokenizer"))  # fmt: skip
     if task.target is None and spec.data.text.max_target_length is not None:
         errors.append(SpecError(f"data.text.max_target_length is for text2text-generation, and the task is {spec.task};"
                                 " remove it.", "data.text.max_target_length"))  # fmt: skip

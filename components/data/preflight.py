@@ -22,6 +22,7 @@ from components.data.split import split_rows
 from components.data.units import open_parquet, plan_units
 from components.errors import DataError, PenstockError
 from components.tasks import get_task
+from components.tasks.tokenizers import BUILT, pretrained_vocabulary
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -42,6 +43,8 @@ def check_source(task: str, config: DataConfig, base: Path | None = None) -> lis
     try:
         source = find_source(config.source, base)
         check_headers(source, task, config)
+        if config.text.tokenizer not in BUILT:
+            pretrained_vocabulary(config.text.tokenizer)
         check_rows(source, task, config)
     except PenstockError as error:
         return [error]

@@ -17,7 +17,7 @@ from components.data.batches import DROPPED, EncodeRows, IndexRows, SelectRows
 from components.data.clean import Cleaned, clean_rows
 from components.data.config import DataConfig
 from components.data.corpus import describe_corpus, plan_corpus, tell_corpus, write_corpus
-from components.data.digest import digest_source, source_digest
+from components.data.digest import digest_inputs, source_digest
 from components.data.drivers import Driver, choose_driver
 from components.data.index import concat_index, parts_by_unit, row_namer, unit_items
 from components.data.preflight import check_headers, check_source
@@ -100,7 +100,7 @@ def run(config: StageConfig, inputs: Mapping[str, Ref], output: str, context: Co
 def open_reading(config: StageConfig, inputs: Mapping[str, Ref], context: Context) -> Reading:
     """Finds the source and looks at its headers; no row is read yet."""
     source = find_source(config.data.source)
-    digest = digest_source(source, digest_cache(context.home))
+    digest = digest_inputs(source, config.data, digest_cache(context.home))
     refuse_change(config.data.source, digest, inputs)
     roles = check_headers(source, config.task, config.data)
     driver = choose_driver(context, sum(file.size_bytes for file in source.files))
@@ -138,7 +138,7 @@ def write_tokens(
 
 def check_unchanged(config: StageConfig, before: str, context: Context) -> None:
     """Raises DataError if the source is no longer what it was when reading began."""
-    if digest_source(find_source(config.data.source), digest_cache(context.home)) != before:
+    if digest_inputs(find_source(config.data.source), config.data, digest_cache(context.home)) != before:
         raise changed_source(config.data.source)
 
 

@@ -21,8 +21,9 @@ class ImageConfig(Config):
 class TextConfig(Config):
     """How a text becomes tokens."""
 
-    tokenizer: Literal["bpe", "byte", "character"] = "bpe"
-    """bpe: a vocabulary fitted on the training split; byte, character: for tasks that write texts alone."""
+    tokenizer: str = "bpe"
+    """bpe: a vocabulary fitted on the training split. For tasks that write texts alone: byte, character, or the folder
+    or hub name of a pretrained network, whose own is taken."""
     vocab_size: int = Field(8192, ge=16, le=200_000)
     """Size of the BPE vocabulary."""
     max_length: int = Field(64, ge=4, le=8192)

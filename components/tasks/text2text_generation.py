@@ -1,29 +1,26 @@
 """Text-to-text generation: a source in, a target out (translation, summaries, answers), by an encoder-decoder.
 
-Source and target share one tokenizer. Each ends with END_OF_TEXT, unless it was cut: so a network learns to stop where
-a target stops and nowhere else.
+Source and target share one tokenizer. Each ends with the token for the end of a text, unless it was cut: so a network
+learns to stop where a target stops and nowhere else.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from components.errors import ArtifactError
 from components.tasks.base import IGNORED, Preprocessing, RawRows
 from components.tasks.config import FeatureConfig
 from components.tasks.texts import TextSamples, pad_sequences, parse_texts
-from components.tasks.tokenizers import END_OF_TEXT, PADDING, make_tokenizer, read_tokenizer, token_id
+from components.tasks.tokenizers import Vocabulary, load_vocabulary, make_vocabulary
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     import torch
-    from tokenizers import Tokenizer
 
     from components.models.predictor import Predictor
 
@@ -36,7 +33,7 @@ ANSWER_ROWS = 32
 
 @dataclass(frozen=True)
 class Limits:
-    """Most tokens of a sample, END_OF_TEXT included.
+    """Most tokens of a sample, the one for its end included.
 
     Attributes:
         max_length: Of the source.
@@ -51,29 +48,12 @@ class Limits:
 class PairPreprocessing(Preprocessing):
     """Tokenise, cut, pad; one tokenizer for sources and targets."""
 
-    tokenizer: Tokenizer = field(compare=False, repr=False)
+    vocabulary: Vocabulary
     limits: Limits
-    kind: str = "bpe"
     classes: tuple[str, ...] = ()
 
-    def __reduce__(self) -> tuple:
-        return restore, (self.kind, self.tokenizer.to_str(), self.limits)
-
-    @property
-    def end_of_text(self) -> int:
-        """The token that ends a source and a target."""
-        return token_id(self.tokenizer, END_OF_TEXT)
-
-    @property
-    def padding(self) -> int:
-        """The token that fills up a batch, and that a target begins after."""
-        return token_id(self.tokenizer, PADDING)
-
     def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        values = {"task": Text2TextGeneration.name, "tokenizer": self.kind, **asdict(self.limits)}
-        (folder / "preprocessing.json").write_text(json.dumps(values, indent=1, sort_keys=True))
-        (folder / "tokenizer.json").write_text(self.tokenizer.to_str())
+        self.vocabulary.save(folder, task=Text2TextGeneration.name, **asdict(self.limits))
 
     def encode(self, rows: RawRows) -> dict[str, list[Any]]:
         encoded = {"input_ids": self.to_tokens(rows["source"], self.limits.max_length)}
@@ -82,43 +62,40 @@ class PairPreprocessing(Preprocessing):
         return encoded
 
     def to_tokens(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
-        """Tokens of each text, at most `max_length`; END_OF_TEXT is the last one of those that were not cut."""
-        limit, end = max_length * MAX_CHARACTERS_PER_TOKEN, self.end_of_text
-        found = []
-        for text, encoding in zip(
-            texts, self.tokenizer.encode_batch_fast([text[:limit] for text in texts]), strict=True
-        ):
-            whole = len(text) <= limit and len(encoding.ids) < max_length
-            found.append([*encoding.ids, end] if whole else encoding.ids[:max_length])
+        """Tokens of each text, at most `max_length`; the end of a text is the last one of those that were not cut."""
+        limit, found = max_length * MAX_CHARACTERS_PER_TOKEN, []
+        for text, tokens in zip(texts, self.vocabulary.encode([text[:limit] for text in texts]), strict=True):
+            whole = len(text) <= limit and len(tokens) < max_length
+            found.append([*tokens, self.vocabulary.end_id] if whole else tokens[:max_length])
         return found
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of tokens; a character that was cut in its middle becomes U+FFFD."""
-        return self.tokenizer.decode(list(tokens), skip_special_tokens=True)
+        """The text of tokens."""
+        return self.vocabulary.decode(tokens)
 
     def collate(self, encoded: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
         """`input_ids` and `attention_mask`; where there are targets also `decoder_input_ids`, each target one token
         later, after a padding."""
-        input_ids, attention_mask = pad_sequences(encoded["input_ids"], self.padding)
+        input_ids, attention_mask = pad_sequences(encoded["input_ids"], self.vocabulary.padding_id)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
         if "labels" in encoded:
-            before = [[self.padding, *target[:-1]] for target in encoded["labels"]]
-            inputs["decoder_input_ids"] = pad_sequences(before, self.padding)[0]
+            before = [[self.vocabulary.padding_id, *target[:-1]] for target in encoded["labels"]]
+            inputs["decoder_input_ids"] = pad_sequences(before, self.vocabulary.padding_id)[0]
         return inputs
 
     def collate_labels(self, encoded: Mapping[str, Sequence[Any]]) -> np.ndarray:
         return pad_sequences(encoded["labels"], IGNORED)[0]
 
     def count_cut(self, encoded: pa.Table) -> dict[str, int]:
-        return {role: count_open(encoded.column(name), self.end_of_text)
+        return {role: count_open(encoded.column(name), self.vocabulary.end_id)
                 for role, name in (("source", "input_ids"), ("target", "labels"))}  # fmt: skip
 
     def model_inputs(self) -> dict[str, int]:
         return {
-            "vocab_size": self.tokenizer.get_vocab_size(),
+            "vocab_size": self.vocabulary.size,
             **asdict(self.limits),
-            "pad_token_id": self.padding,
-            "eos_token_id": self.end_of_text,
+            "pad_token_id": self.vocabulary.padding_id,
+            "eos_token_id": self.vocabulary.end_id,
         }
 
     def parse_inputs(self, inputs: Sequence[Any]) -> RawRows:
@@ -142,11 +119,6 @@ def count_open(sequences: pa.ChunkedArray, end: int) -> int:
     return count
 
 
-def restore(kind: str, tokenizer_json: str, limits: Limits) -> PairPreprocessing:
-    """The preprocessing from plain values."""
-    return PairPreprocessing(read_tokenizer(tokenizer_json), limits, kind)
-
-
 class Text2TextGeneration(TextSamples):
     """A target for each source; the mean loss in nats a target token decides.
 
@@ -167,17 +139,12 @@ class Text2TextGeneration(TextSamples):
 
     def fit(self, rows: Iterable[pa.Table], classes: Sequence[str], config: FeatureConfig) -> PairPreprocessing:
         texts = (text for table in rows for role in self.columns for text in table.column(role).to_pylist())
-        tokenizer = make_tokenizer(texts, config.text, (END_OF_TEXT, PADDING))
         limits = Limits(config.text.max_length, config.text.max_target_length or config.text.max_length)
-        return restore(config.text.tokenizer, tokenizer.to_str(), limits)
+        return PairPreprocessing(make_vocabulary(texts, config.text, padded=True), limits)
 
     def load(self, folder: Path) -> PairPreprocessing:
-        try:
-            raw = json.loads((folder / "preprocessing.json").read_text())
-            limits = Limits(int(raw["max_length"]), int(raw["max_target_length"]))
-            return restore(raw["tokenizer"], (folder / "tokenizer.json").read_text(), limits)
-        except Exception as error:  # `tokenizers` raises bare Exception on a bad file.
-            raise ArtifactError(f"{folder} holds no readable tokenizer ({error}).") from error
+        vocabulary, values = load_vocabulary(folder)
+        return PairPreprocessing(vocabulary, Limits(values["max_length"], values["max_target_length"]))
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float) -> torch.Tensor:
         """The mean over samples of each one's mean nats a token.

@@ -1,65 +1,58 @@
 """Text generation: a decoder that predicts the next token, trained on packed tokens: no rows, no labels.
 
-Tokens are bytes, characters, or a byte-level BPE vocabulary fitted on the training part. All three give back the very
-text they were made of.
+Tokens are bytes, characters, a byte-level BPE vocabulary fitted on the training part, or those of a pretrained network.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from components.errors import ArtifactError
 from components.tasks.base import Preprocessing, RawRows
 from components.tasks.config import FeatureConfig
 from components.tasks.texts import TextSamples, parse_texts
-from components.tasks.tokenizers import END_OF_TEXT, make_tokenizer, read_tokenizer, token_id
+from components.tasks.tokenizers import Vocabulary, load_vocabulary, make_vocabulary
 
 if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
     import torch
-    from tokenizers import Tokenizer
 
     from components.models.predictor import Predictor
 
 
 @dataclass(frozen=True)
 class LanguagePreprocessing(Preprocessing):
-    """A tokenizer; END_OF_TEXT stands between documents and is its last token."""
+    """A vocabulary; the token that ends a text stands between documents."""
 
-    tokenizer: Tokenizer = field(compare=False, repr=False)
-    kind: str = "bpe"
+    vocabulary: Vocabulary
     classes: tuple[str, ...] = ()
 
-    def __reduce__(self) -> tuple:
-        return restore, (self.kind, self.tokenizer.to_str())
+    @property
+    def kind(self) -> str:
+        return self.vocabulary.kind
 
     @property
     def vocab_size(self) -> int:
-        return self.tokenizer.get_vocab_size()
+        return self.vocabulary.size
 
     @property
     def end_of_text(self) -> int:
         """The token that ends a document."""
-        return token_id(self.tokenizer, END_OF_TEXT)
+        return self.vocabulary.end_id
 
     def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        values = {"task": TextGeneration.name, "tokenizer": self.kind}
-        (folder / "preprocessing.json").write_text(json.dumps(values, indent=1, sort_keys=True))
-        (folder / "tokenizer.json").write_text(self.tokenizer.to_str())
+        self.vocabulary.save(folder, task=TextGeneration.name)
 
     def encode(self, rows: RawRows) -> dict[str, list[Any]]:
-        return {"input_ids": [encoding.ids for encoding in self.tokenizer.encode_batch_fast(list(rows["text"]))]}
+        return {"input_ids": self.vocabulary.encode(rows["text"])}
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """The text of tokens; a character that was cut in its middle becomes U+FFFD."""
-        return self.tokenizer.decode(list(tokens), skip_special_tokens=True)
+        """The text of tokens."""
+        return self.vocabulary.decode(tokens)
 
     def collate(self, encoded: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
         import numpy as np
@@ -79,11 +72,6 @@ class LanguagePreprocessing(Preprocessing):
         return [{"name": "text", "datatype": "BYTES", "shape": [-1]}]
 
 
-def restore(kind: str, tokenizer_json: str) -> LanguagePreprocessing:
-    """The preprocessing from plain values."""
-    return LanguagePreprocessing(read_tokenizer(tokenizer_json), kind)
-
-
 class TextGeneration(TextSamples):
     """The next token; the mean loss in nats a token decides."""
 
@@ -98,14 +86,10 @@ class TextGeneration(TextSamples):
 
     def fit(self, rows: Iterable[pa.Table], classes: Sequence[str], config: FeatureConfig) -> LanguagePreprocessing:
         texts = (text for table in rows for text in table.column("text").to_pylist())
-        return restore(config.text.tokenizer, make_tokenizer(texts, config.text).to_str())
+        return LanguagePreprocessing(make_vocabulary(texts, config.text, padded=False))
 
     def load(self, folder: Path) -> LanguagePreprocessing:
-        try:
-            raw = json.loads((folder / "preprocessing.json").read_text())
-            return restore(raw["tokenizer"], (folder / "tokenizer.json").read_text())
-        except Exception as error:  # `tokenizers` raises bare Exception on a bad file.
-            raise ArtifactError(f"{folder} holds no readable tokenizer ({error}).") from error
+        return LanguagePreprocessing(load_vocabulary(folder)[0])
 
     def loss(self, logits: torch.Tensor, labels: torch.Tensor, label_smoothing: float) -> torch.Tensor:
         import torch

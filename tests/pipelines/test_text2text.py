@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from components.models.build import build_model, parse_model_config
+from components.models.predictor import load_predictor
 from pipelines.cli import main
 from tests.components.serve.tiny import tiny_context, tiny_model
 
@@ -84,6 +86,44 @@ def test_what_cannot_be_learnt_is_refused(tmp_path, penstock_home, capsys, pairs
     assert code == 2, result
     assert result["error"]["field"] == field
     assert sentence in result["error"]["message"]
+
+
+def write_pretrained(folder: Path) -> None:
+    """A T5 with its tokenizer as `transformers` writes them: words, and a template that ends every text by itself."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+
+    words = ["<pad>", "</s>", "<unk>", *(f"\u2581{word}" for word in [*WORDS, *"0123456789"])]
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    tokenizer.add_special_tokens([AddedToken(word, special=True) for word in words[:3]])
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer.enable_padding(length=12)
+    folder.mkdir()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = {"eos_token": "</s>", "pad_token": {"content": "<pad>", "special": True}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(names))
+    inputs = {"vocab_size": 32, "max_length": 8, "max_target_length": 8, "pad_token_id": 0, "eos_token_id": 1}
+    module = build_model(parse_model_config(SPEC["model"]), inputs, 0)
+    module.encoder_decoder.save_pretrained(folder)
+
+
+def test_a_pretrained_network_reads_and_writes_its_own_tokens(tmp_path, penstock_home, capsys):
+    write_pretrained(tmp_path / "t5")
+    text = {"max_length": 8, "tokenizer": "t5"}
+    spec = write_spec(tmp_path, data={**SPEC["data"], "text": text}, model={"architecture": "t5", "pretrained": "t5"},
+                      train={**SPEC["train"], "max_steps": 2})  # fmt: skip
+    code, result = run(capsys, "run", spec, "--debug")
+    assert code == 0, result
+    folder = Path(result["model"]["uri"].removeprefix("file://"))
+    assert str(tmp_path) not in (folder / "preprocess" / "preprocessing.json").read_text()
+    preprocessing = load_predictor(folder).preprocessing
+    assert preprocessing.encode({"source": ["four two"], "target": ["4 2"]}) == {"input_ids": [[7, 5, 1]],
+                                                                                "labels": [[17, 15, 1]]}  # fmt: skip
+    assert preprocessing.decode([17, 15, 1, 0]) == "4 2"
+    code, refused = run(capsys, "check", spec, "--set", "data.text.tokenizer=bpe")
+    assert code == 2 and "whose weights know its own tokens alone" in refused["error"]["message"]
+    code, refused = run(capsys, "check", spec, "--set", "data.text.tokenizer=bpee")
+    assert code == 2 and "none of bpe, byte, character, and no folder" in refused["error"]["message"]
 
 
 def test_options_of_another_task_are_refused(tmp_path, penstock_home, capsys):

@@ -46,7 +46,7 @@ def test_a_target_comes_back_as_it_was(tokenizer, tmp_path):
     for same in (preprocessing, TASK.load(tmp_path), pickle.loads(pickle.dumps(preprocessing))):
         encoded = same.encode(PAIRS)
         assert [same.decode(tokens) for tokens in encoded["labels"]] == PAIRS["target"]
-        assert all(tokens[-1] == same.end_of_text for tokens in (*encoded["labels"], *encoded["input_ids"]))
+        assert all(tokens[-1] == same.vocabulary.end_id for tokens in (*encoded["labels"], *encoded["input_ids"]))
         assert same.model_inputs() == preprocessing.model_inputs()
 
 
@@ -65,7 +65,7 @@ def test_a_batch_teaches_each_token_from_those_before_it():
     encoded = preprocessing.encode(PAIRS)
     inputs, labels = preprocessing.collate(encoded), preprocessing.collate_labels(encoded)
     assert inputs["decoder_input_ids"].shape == labels.shape
-    assert (inputs["decoder_input_ids"][:, 0] == preprocessing.padding).all()
+    assert (inputs["decoder_input_ids"][:, 0] == preprocessing.vocabulary.padding_id).all()
     assert labels[0].tolist() == [*encoded["labels"][0], *[IGNORED] * (labels.shape[1] - 4)]
     assert inputs["decoder_input_ids"][0, 1:4].tolist() == encoded["labels"][0][:-1]
     assert set(preprocessing.collate(preprocessing.encode({"source": ["a"]}))) == {"input_ids", "attention_mask"}
@@ -97,8 +97,8 @@ def test_exact_match_says_what_greedy_decoding_will_write(predictor):
     from components.models.sampling import Sampling, write_targets
 
     written = write_targets(predictor, batch, Sampling(max_new_tokens=6, temperature=0))
-    targets = [row[1 : row.index(preprocessing.end_of_text, 1) + 1] if preprocessing.end_of_text in row[1:] else row[1:]
-               for row in written]  # fmt: skip
+    end = preprocessing.vocabulary.end_id
+    targets = [row[1 : row.index(end, 1) + 1] if end in row[1:] else row[1:] for row in written]
     encoded = {**preprocessing.encode({"source": sources}), "labels": targets}
     logits = torch.from_numpy(predictor.logits(preprocessing.collate(encoded)))
     labels = torch.from_numpy(preprocessing.collate_labels(encoded))
