@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -161,7 +162,8 @@ def run_pairs(config: StageConfig, inputs: Mapping[str, Ref], output: str, conte
     texts: dict[str, list[str]] = {}
     kind = None
     if len(test):
-        predictor = load_predictor(model.path)
+        # Written token by token, a test split takes long on one core, and nobody compares its speed here.
+        predictor = load_predictor(model.path, threads=len(os.sched_getaffinity(0)))
         measured, texts, kind = pairs.evaluate_pairs(dataset.path, predictor, config.evaluate, config.seed, context)
         results = {name: {"test": each} for name, each in measured.items()}
         for name, each in measured.items():
