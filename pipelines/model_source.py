@@ -10,7 +10,7 @@ from typing import Any
 
 from components.artifacts import Ref
 from components.artifacts.manifest import MANIFEST_NAME
-from components.errors import ArtifactError, SpecError
+from components.errors import ArtifactError, RequestError, SpecError
 from pipelines.run import tracking_uri
 from pipelines.run_folder import list_runs, penstock_home
 
@@ -86,6 +86,10 @@ def predict_with(
     from components.serve.client import predict, predict_local
 
     if target.startswith(("http://", "https://")):
+        for name in options or {}:
+            raise RequestError(
+                f"{name} is for a model that writes texts, which no endpoint serves in this version.", name
+            )
         return predict(target, inputs, files)
     source = find_model(target)
     try:

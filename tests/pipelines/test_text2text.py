@@ -48,7 +48,7 @@ def test_from_pairs_to_an_answer(tmp_path, penstock_home, capsys):
     assert set(validation) == {"loss", "perplexity", "accuracy", "exact_match"}
     assert set(test) == {"loss", "perplexity", "exact_match", "bleu", "rouge1", "rouge2", "rougeL"}
     # Pairs of digits that no training row had: the digits were learnt, not the rows.
-    assert test["exact_match"] >= 0.4 > 0.1 >= result["baseline"]["metrics"]["test"]["exact_match"]
+    assert test["exact_match"] >= 0.3 > 0.1 >= result["baseline"]["metrics"]["test"]["exact_match"]
     assert result["gate"] is None and result["compressed"] is None
     code, answer = run(capsys, "predict", result["run_id"], "--input", "four two", "--num-beams", "2")
     assert code == 0 and set(answer["predictions"][0]) == {"text"}
@@ -130,3 +130,5 @@ def test_options_of_another_task_are_refused(tmp_path, penstock_home, capsys):
     model = tiny_model(tmp_path / "model", tiny_context(tmp_path), text=True)
     code, result = run(capsys, "predict", str(model.path), "--input", "a text", "--temperature", "0.5")
     assert code == 2 and result["error"]["field"] == "temperature"
+    code, result = run(capsys, "predict", "http://127.0.0.1:9", "--input", "a text", "--num-beams", "2")
+    assert code == 2 and "which no endpoint serves" in result["error"]["message"]
