@@ -58,27 +58,23 @@ class Feed:
 
     def batch(self, rows: np.ndarray) -> tuple[Inputs, torch.Tensor]:
         """Model inputs and labels of `rows`, batch first, in their order."""
-        import torch
-
         if self.kept is None:
             return self._collate(rows)
-        index = torch.from_numpy(rows).to(self.device)
+        index = to_device(rows, self.device)
         widths = {name: int(lengths[rows].max()) for name, lengths in self.lengths.items()}
         inputs, labels = self.kept
         taken = {name: take(tensor, index, widths.get(name)) for name, tensor in inputs.items()}
         return taken, take(labels, index, widths.get("labels"))
 
     def _collate(self, rows: np.ndarray) -> tuple[Inputs, torch.Tensor]:
-        import torch
-
         encoded = self.split.take(rows)
         arrays = self.preprocessing.collate(encoded)
-        inputs = {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
+        inputs = {name: to_device(array, self.device) for name, array in arrays.items()}
         if self.classes is not None:
-            return inputs, self.classes[torch.from_numpy(rows).to(self.device)]
+            return inputs, self.classes[to_device(rows, self.device)]
         targets = self.preprocessing.collate_labels(encoded)
         assert targets is not None, "rows without a class have a target"
-        return inputs, torch.from_numpy(targets).to(self.device)
+        return inputs, to_device(targets, self.device)
 
     def _size_bytes(self) -> int:
         """Bytes of the whole split's model inputs, judged by its first rows."""
@@ -87,6 +83,13 @@ class Feed:
         rows = np.arange(min(PROBE_ROWS, len(self.split)))
         arrays = self.preprocessing.collate(self.split.take(rows))
         return sum(array.nbytes for array in arrays.values()) * len(self.split) // max(1, len(rows))
+
+
+def to_device(array: np.ndarray, device: str) -> torch.Tensor:
+    """The array as a tensor there. A GPU copies when it has done what it was given before; nobody waits for that."""
+    import torch
+
+    return torch.from_numpy(array).to(device, non_blocking=True)
 
 
 def sequence_lengths(inputs: Inputs, labels: torch.Tensor) -> dict[str, np.ndarray]:
@@ -147,8 +150,6 @@ class TokenFeed:
 
     def batch(self, rows: np.ndarray) -> tuple[Inputs, torch.Tensor]:
         """Token ids and the next tokens, int64, both of shape (B, T), of the windows numbered `rows`."""
-        import torch
-
         starts = self.offset + rows * self.seq_len
-        window = torch.from_numpy(self.tokens[starts[:, None] + self.span].astype("int64")).to(self.device)
+        window = to_device(self.tokens[starts[:, None] + self.span].astype("int64"), self.device)
         return {"input_ids": window[:, :-1]}, window[:, 1:]
