@@ -18,7 +18,7 @@ def print_summary(result: Mapping[str, Any], folder: RunFolder) -> None:
     table = metrics_table(result)
     if table is not None:
         console.print(table)
-    for line in [*_sweep(result), *_compression(result), *_gate(result), *_release(result)]:
+    for line in [*_sweep(result), *_training(result), *_compression(result), *_gate(result), *_release(result)]:
         console.print(line)
     if result["endpoint"]:
         print(how_to_ask(result, folder))
@@ -65,6 +65,24 @@ def _sweep(result: Mapping[str, Any]) -> list[str]:
     chance = (sweep.get("repeats") or {}).get("chance_only_seemed_best")
     luck = f", chance that it only seemed best {percent(chance)}" if chance is not None else ""
     return [f"sweep       {sweep['trials']} trials, best {best['name']} {best['value']:.4f} on {best['split']}{luck}"]
+
+
+def _training(result: Mapping[str, Any]) -> list[str]:
+    """How fast the final training went, and what was odd about it."""
+    facts = (result["model"] or {}).get("training")
+    if not facts or facts["steps"] is None:
+        return []
+    unit = "tokens" if facts["tokens_per_s"] is not None else "samples"
+    parts = [f"{facts['steps']:,} steps in {facts['seconds']:.1f} s, {facts[f'{unit}_per_s']:,.0f} {unit}/s"]
+    if facts["mfu"] is not None:
+        source = "data sheet" if facts["peak_source"].startswith("data sheet") else "measured"
+        parts.append(f"{facts['mfu']:.0%} of the {source} peak of {facts['peak_tflops']:.3g} TFLOPS")
+    if facts["data_wait"] is not None:
+        parts.append(f"{facts['data_wait']:.0%} waiting for data")
+    parts += [f"{facts[name]} {name.replace('_', ' ')}" for name in ("loss_spikes", "skipped_steps") if facts[name]]
+    if facts["straggler"] is not None:
+        parts.append(f"worker {facts['straggler']} was slow")
+    return [f"training    {', '.join(parts)}"]
 
 
 def _compression(result: Mapping[str, Any]) -> list[str]:

@@ -123,6 +123,8 @@ class TrainConfig(Config):
     """Whether activations inside a Transformer's layers are computed again in the backward pass instead of kept."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 on a GPU, on a CPU what a few probe steps find faster."""
+    compile: bool = False
+    """Whether forward and backward pass are compiled (torch.compile): half a minute at the start for quicker steps."""
     workers: int = Field(1, ge=1)
     """Processes that train together, one GPU each where there are GPUs."""
     zero: ZeroConfig = ZeroConfig()
@@ -143,6 +145,9 @@ class TrainConfig(Config):
             )
         if self.optimizer.name == "muon" and (self.workers > 1 or self.zero.stage):
             raise ValueError("optimizer muon needs whole matrices; set workers to 1 and zero.stage to 0, or take adamw")
+        if self.compile and self.zero.stage == 3:
+            raise ValueError("compile needs whole weights, which zero.stage 3 gathers layer by layer; set zero.stage "
+                             "to 2 or less, or compile to false")  # fmt: skip
         if self.zero.stage == 3 and (self.regularize.l1 or self.regularize.l2):
             raise ValueError("regularize.l1 and l2 need whole weights, which zero.stage 3 shards; use weight_decay")
         return self

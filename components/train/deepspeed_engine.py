@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from components.models.folder import named_weights
+from components.train.compiling import Compiling
 from components.train.config import ZeroConfig
 from components.train.engine import EngineSettings, Update
 from components.train.optimizer import make_optimizer, parameter_groups
@@ -85,9 +86,11 @@ class DeepSpeedEngine:
             dist_init_required=False,
         )
         self.module = self.engine.module
+        self.compiling = Compiling(self.module, settings.train.compile)
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return self.engine(**inputs).float()
+        with self.compiling.forward(inputs):
+            return self.engine(**inputs).float()
 
     def backward(self, loss: torch.Tensor) -> None:
         self.engine.backward(loss)

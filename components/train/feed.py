@@ -50,19 +50,15 @@ class Feed:
 
     def batch(self, rows: np.ndarray) -> tuple[Inputs, torch.Tensor]:
         """Model inputs and labels of `rows`, batch first, in their order."""
-        import torch
-
-        index = torch.from_numpy(rows).to(self.device)
+        index = to_device(rows, self.device)
         if self.kept is None:
             return self._collate(rows), self.labels[index]
         width = None if self.lengths is None else int(self.lengths[rows].max())
         return {name: take(tensor, index, width) for name, tensor in self.kept.items()}, self.labels[index]
 
     def _collate(self, rows: np.ndarray) -> Inputs:
-        import torch
-
         arrays = self.preprocessing.collate(self.split.take(rows))
-        return {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
+        return {name: to_device(array, self.device) for name, array in arrays.items()}
 
     def _keep(self) -> Inputs:
         import numpy as np
@@ -76,6 +72,13 @@ class Feed:
         rows = np.arange(min(PROBE_ROWS, len(self.split)))
         arrays = self.preprocessing.collate(self.split.take(rows))
         return sum(array.nbytes for array in arrays.values()) * len(self.split) // max(1, len(rows))
+
+
+def to_device(array: np.ndarray, device: str) -> torch.Tensor:
+    """The array as a tensor there. A GPU copies when it has done what it was given before; nobody waits for that."""
+    import torch
+
+    return torch.from_numpy(array).to(device, non_blocking=True)
 
 
 def take(tensor: torch.Tensor, index: torch.Tensor, width: int | None) -> torch.Tensor:
@@ -123,8 +126,6 @@ class TokenFeed:
 
     def batch(self, rows: np.ndarray) -> tuple[Inputs, torch.Tensor]:
         """Token ids and the next tokens, int64, both of shape (B, T), of the windows numbered `rows`."""
-        import torch
-
         starts = self.offset + rows * self.seq_len
-        window = torch.from_numpy(self.tokens[starts[:, None] + self.span].astype("int64")).to(self.device)
+        window = to_device(self.tokens[starts[:, None] + self.span].astype("int64"), self.device)
         return {"input_ids": window[:, :-1]}, window[:, 1:]

@@ -41,6 +41,9 @@ class ContextWorker:
             self.context.event("metric", epoch, metrics=metrics)
             self.context.track("metrics", step=epoch, metrics=dict(metrics))
 
+    def speed(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        self.context.track("metrics", step=epoch, metrics=dict(metrics))
+
     def warn(self, text: str) -> None:
         self.context.warn(text)
 

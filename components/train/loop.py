@@ -27,6 +27,7 @@ from components.train.plan.measure import MemoryWatch
 from components.train.result import read_result, write_result
 from components.train.schedule import rate_factor
 from components.train.session import Session, open_session, roll_back, save, warn
+from components.train.watch import Watch, look_for_spikes, look_for_stragglers, note_loss, own_work
 
 if TYPE_CHECKING:
     import torch
@@ -87,7 +88,9 @@ def done(session: Session) -> bool:
 def run_round(session: Session) -> None:
     """Trains up to the next validation, measures, makes it durable and reports it."""
     progress, train_config = session.progress, session.job.train
-    train_loss = train_round(session)
+    with session.meter.running():
+        train_loss = train_round(session)
+    look_for_stragglers(session)
     session.group.average_buffers(session.engine.module)
     metrics = validate(session)
     progress.epoch += 1
@@ -103,6 +106,7 @@ def run_round(session: Session) -> None:
     ):
         save(session)
     session.worker.report(progress.epoch, {**metrics, "train_loss": train_loss, "learning_rate": rate})
+    tell_speed(session)
 
 
 def train_round(session: Session) -> float:
@@ -118,11 +122,16 @@ def train_round(session: Session) -> float:
         session.progress.step += 1
         if update is Update.TAKEN:
             session.loss_sum = session.loss_sum + loss
+            note_loss(session, loss / session.shape.accumulation)
             tell_progress(session, loss / session.shape.accumulation)
         else:
             leave_out_step(session)
+        session.meter.count_step()
         if every and session.progress.step % every == 0 and session.progress.step < end:
+            session.meter.pause()
             save(session)
+            session.meter.go_on()
+    look_for_spikes(session)
     mean = mean_loss(session, end - begin - left_out(session, begin, end))
     session.loss_sum = 0.0
     return mean
@@ -134,9 +143,13 @@ def train_step(session: Session) -> tuple[torch.Tensor, Update]:
     rate = session.job.train.learning_rate * factor_at(session, step)
     order, total, update = session.order(shape.epoch_of(step)), None, Update.WAITING
     for part in range(shape.accumulation):
-        inputs, labels = session.training.batch(micro_batch(order, step, part, session.group.rank, shape))
-        loss = batch_loss(session, inputs, labels)
+        with own_work(session):
+            with session.meter.waiting():
+                inputs, labels = session.training.batch(micro_batch(order, step, part, session.group.rank, shape))
+            loss = batch_loss(session, inputs, labels)
         session.engine.backward(loss)
+        if session.work is not None:
+            session.meter.flops += session.work.flops(inputs)
         update = session.engine.step(rate)
         total = loss.detach() if total is None else total + loss.detach()
     assert total is not None
@@ -167,6 +180,7 @@ def leave_out_step(session: Session) -> None:
         raise diverged(session, f"the gradient was not finite {limit + 1} times in a row, last at {where}")
     if session.group.rank == 0:
         warn(session.worker, f"After {limit + 1} such steps in a row training goes back to {session.progress.step}.")
+    session.watch = Watch()
     raise RolledBack
 
 
@@ -195,8 +209,18 @@ def tell_progress(session: Session, loss: torch.Tensor) -> None:
     if not session.meter.due():
         return
     step, value = session.progress.step, check_finite(session, float(loss))
+    session.watch.sampling = True
     if session.group.rank == 0:
         session.worker.progress(step, session.rounds.total_steps, {"loss": value, **session.meter.pace(step)})
+
+
+def tell_speed(session: Session) -> None:
+    """At a validation: how fast it goes, for a worker that wants to know. Not a part of its report, which is the same
+    however fast a machine is."""
+    tell = getattr(session.worker, "speed", None)
+    if tell is not None and session.group.rank == 0:
+        pace = session.meter.pace(session.progress.step)
+        tell(session.progress.epoch, {name: value for name, value in pace.items() if name != "eta_s"})
 
 
 def mean_loss(session: Session, steps: int) -> float:
@@ -279,8 +303,9 @@ def finish(session: Session) -> TrainResult:
         "steps": progress.step,
         "skipped_steps": len(progress.skipped),
         "rollbacks": progress.rollbacks,
+        "loss_spikes": len(progress.spikes),
         "seconds": round(meter.seconds, 3),
-        **{name: round(value, 1) for name, value in meter.pace(progress.step).items() if name.endswith("_per_s")},
+        **{name: round(value, 4) for name, value in meter.pace(progress.step).items() if name != "eta_s"},
     }
     result = TrainResult(progress.best_epoch, progress.best_metrics, progress.history, session.best_weights(), facts)
     if session.group.rank == 0:

@@ -26,7 +26,9 @@ def make_optimizer(config: TrainConfig, module: nn.Module) -> torch.optim.Optimi
     if options.name == "momentum":
         return torch.optim.SGD(groups, momentum=options.momentum, **common)
     if options.name == "adagrad":
-        return torch.optim.Adagrad(groups, eps=options.eps, lr=config.learning_rate)
+        # Its fused form is for CPUs alone.
+        on_cpu = all(value.device.type == "cpu" for group in groups for value in group["params"])
+        return torch.optim.Adagrad(groups, eps=options.eps, lr=config.learning_rate, fused=on_cpu or None)
     if options.name == "muon":
         return make_muon(config, module)
     kind = torch.optim.AdamW if options.name == "adamw" else torch.optim.Adam

@@ -28,6 +28,8 @@ from components.train.precision import choose_precision
 from components.train.randomness import load_states, read_loss_sum, save_states, seed_everything
 from components.train.reshard import make_universal
 from components.train.result import job_digest, weights_folder
+from components.train.utilization import Work, describe_work, peak_of
+from components.train.watch import Watch
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,6 +55,7 @@ class Progress:
         precision: What `choose_precision` found, once and for all.
         skipped: Steps whose gradient was not finite; they are left out.
         rollbacks: How often training went back to a checkpoint because of them.
+        spikes: Steps whose loss was far above those before.
     """
 
     step: int = 0
@@ -64,6 +67,7 @@ class Progress:
     precision: dict[str, Any] = field(default_factory=dict)
     skipped: list[int] = field(default_factory=list)
     rollbacks: int = 0
+    spikes: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -87,6 +91,9 @@ class Session:
     """Of a language model's validation split."""
     loss_sum: torch.Tensor | float = 0.0
     """Of this worker's micro batches in the round so far."""
+    work: Work | None = None
+    """FLOPs of a Transformer."""
+    watch: Watch = field(default_factory=Watch)
     _order: tuple[int, np.ndarray] | None = None
 
     def order(self, epoch: int) -> np.ndarray:
@@ -131,9 +138,15 @@ def open_session(job: TrainJob, worker: Worker) -> Session:
     seed_everything(job.seed, worker.rank)
     seq_len = training.seq_len if isinstance(training, TokenFeed) else None
     meter = Meter(rounds.total_steps, shape.global_batch_size, progress.step, seq_len)
+    work = describe_work(module)
+    if work is not None:
+        peak = peak_of(placement.device, progress.precision["precision"], placement.threads)
+        meter.peak_flops = peak.flops
+        facts.update(peak_tflops=round(peak.flops / 1e12, 3), peak_source=peak.source)
     session = Session(
         job, worker, task, group, engine, shape, rounds, training, validation, checkpoints, progress, meter, facts
     )
+    session.work = work
     session.bytes_per_token = bytes_per_token(job) if task.packed else None
     facts["precision"] = progress.precision
     facts["resumed_from_step"] = progress.step if found else None

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from components.models.folder import named_weights
+from components.train.compiling import Compiling
 from components.train.engine import EngineSettings, Update
 from components.train.optimizer import make_optimizer
 
@@ -27,9 +28,10 @@ class TorchEngine:
         self.accumulation = settings.train.gradient_accumulation_steps
         self.clip_norm = settings.train.gradient_clipping
         self.parts = 0
+        self.compiling = Compiling(self.module, settings.train.compile)
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        with torch.autocast(self.device_type, torch.bfloat16, enabled=self.bf16):
+        with torch.autocast(self.device_type, torch.bfloat16, enabled=self.bf16), self.compiling.forward(inputs):
             return self.module(**inputs).float()
 
     def backward(self, loss: torch.Tensor) -> None:

@@ -170,10 +170,14 @@ def largest_block(sizes: Mapping[str, int]) -> int:
 
 
 def looked_up_parameters(module: nn.Module) -> int:
-    """Of embedding tables that no linear layer shares."""
+    return sum(table.numel() for table in looked_up_tables(module))
+
+
+def looked_up_tables(module: nn.Module) -> list[nn.Parameter]:
+    """Weights of embeddings that no linear layer shares: nothing is multiplied with them."""
     from torch import nn
 
     parts = list(module.modules())
     multiplied = {id(part.weight) for part in parts if isinstance(part, nn.Linear)}
     tables = [part.weight for part in parts if isinstance(part, nn.Embedding)]
-    return sum(table.numel() for table in tables if id(table) not in multiplied)
+    return [table for table in tables if id(table) not in multiplied]
