@@ -91,22 +91,29 @@ def run_round(session: Session) -> None:
     with session.meter.running():
         train_loss = train_round(session)
     look_for_stragglers(session)
-    session.group.average_buffers(session.engine.module)
-    metrics = validate(session)
-    progress.epoch += 1
     rate = train_config.learning_rate * factor_at(session, progress.step - 1)
-    place = {"epoch": progress.epoch, "step": progress.step}
-    progress.history.append({**place, "train_loss": train_loss, "learning_rate": rate, **metrics})
-    if improves(session, metrics):
-        progress.improved_epoch = progress.epoch
-    if improves(session, metrics) or breaks_tie(session, metrics):
-        keep_best(session, metrics)
+    with session.weights_to_keep():
+        metrics = validate(session)
+        note_round(session, metrics, train_loss, rate)
     if done(session) or (
         train_config.checkpoint_every_steps is None and progress.epoch % train_config.checkpoint_every_epochs == 0
     ):
         save(session)
     session.worker.report(progress.epoch, {**metrics, "train_loss": train_loss, "learning_rate": rate})
     tell_speed(session)
+
+
+def note_round(session: Session, metrics: dict[str, float], train_loss: float, rate: float) -> None:
+    """Writes a round into the history, and keeps its weights if they are the best so far."""
+    progress = session.progress
+    progress.epoch += 1
+    place = {"epoch": progress.epoch, "step": progress.step}
+    progress.history.append({**place, "train_loss": train_loss, "learning_rate": rate, **metrics})
+    better = improves(session, metrics)
+    if better:
+        progress.improved_epoch = progress.epoch
+    if better or breaks_tie(session, metrics):
+        keep_best(session, metrics)
 
 
 def train_round(session: Session) -> float:
@@ -122,6 +129,8 @@ def train_round(session: Session) -> float:
         session.progress.step += 1
         if update is Update.TAKEN:
             session.loss_sum = session.loss_sum + loss
+            if session.average is not None:
+                session.average.update()
             note_loss(session, loss / session.shape.accumulation)
             tell_progress(session, loss / session.shape.accumulation)
         else:

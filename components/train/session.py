@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -36,7 +37,10 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from components.train.average import WeightAverage
+
 BEST_NAME = "best.safetensors"
+AVERAGE_NAME = "average.safetensors"
 SEQ_LEN = 256
 """Tokens a sample where `train.seq_len` is not set."""
 
@@ -94,6 +98,8 @@ class Session:
     work: Work | None = None
     """FLOPs of a Transformer."""
     watch: Watch = field(default_factory=Watch)
+    average: WeightAverage | None = None
+    """Of the weights, where `train.ema` asks for one."""
     _order: tuple[int, np.ndarray] | None = None
 
     def order(self, epoch: int) -> np.ndarray:
@@ -102,6 +108,17 @@ class Session:
             self.training.start_epoch(self.job.seed, epoch)
             self._order = (epoch, epoch_order(self.job.seed, epoch, self.shape))
         return self._order[1]
+
+    @contextmanager
+    def weights_to_keep(self) -> Iterator[None]:
+        """Inside, the module holds what is validated and kept: the average of the weights where there is one."""
+        self.group.average_buffers(self.engine.module)
+        if self.average is None:
+            yield
+            return
+        with self.average.in_place():
+            self.group.average_buffers(self.engine.module)
+            yield
 
     def best_weights(self) -> Path:
         """The best epoch's weights file; there from the first validation on."""
@@ -147,6 +164,10 @@ def open_session(job: TrainJob, worker: Worker) -> Session:
         job, worker, task, group, engine, shape, rounds, training, validation, checkpoints, progress, meter, facts
     )
     session.work = work
+    if job.train.ema is not None:
+        from components.train.average import WeightAverage
+
+        session.average = WeightAverage(engine.module, job.train.ema.decay)
     session.bytes_per_token = bytes_per_token(job) if task.packed else None
     facts["precision"] = progress.precision
     facts["resumed_from_step"] = progress.step if found else None
@@ -251,6 +272,8 @@ def restore(session: Session, found: Mapping[str, Any]) -> None:
         session.loss_sum = load_states(folder / states_name(group.rank))
     else:
         restore_resharded(session, folder, found["world_size"])
+    if session.average is not None:
+        session.average.load(folder / AVERAGE_NAME)
     if session.group.rank == 0 and session.progress.best_epoch:
         session.best_weights().parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / BEST_NAME, session.best_weights())
@@ -312,6 +335,8 @@ def save(session: Session) -> None:
     save_states(folder / states_name(group.rank), float(session.loss_sum))
     group.barrier()
     if group.rank == 0:
+        if session.average is not None:
+            session.average.save(folder / AVERAGE_NAME)
         if session.progress.best_epoch:
             shutil.copyfile(session.best_weights(), folder / BEST_NAME)
         session.checkpoints.commit(step, asdict(session.progress))

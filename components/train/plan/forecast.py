@@ -39,6 +39,7 @@ def forecast_peak(job: TrainJob, workload: Workload, facts: Mapping[str, Any]) -
         checkpointing=train.activation_checkpointing,
         device=device,
         validation_batch=min(validation_batch(workload), max(1, rows["validation"] // workers)),
+        averaged=train.ema is not None,
         data_bytes=sum(kept_bytes(workload, rows[name]) for name in ("train", "validation")),
     )
     return Planner(demand, Machine(device, 0), exact=True).predict(setting).training_bytes
