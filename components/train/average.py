@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from components.models.folder import named_weights, save_weights
+from components.models.folder import named_tensors, save_weights
 
 UPDATES = "updates"
 
@@ -27,9 +27,8 @@ class WeightAverage:
 
     def __init__(self, module: nn.Module, decay: float) -> None:
         trained = {id(value) for value in module.parameters() if value.requires_grad} | set(map(id, module.buffers()))
-        state = module.state_dict(keep_vars=True)
-        wanted = [name for name in named_weights(module) if id(state[name]) in trained]
-        self.live = {name: state[name] for name in wanted if state[name].is_floating_point()}
+        tensors = named_tensors(module).items()
+        self.live = {name: value for name, value in tensors if id(value) in trained and value.is_floating_point()}
         self.values = {name: tensor.detach().clone() for name, tensor in self.live.items()}
         self.decay, self.updates = decay, 0
 

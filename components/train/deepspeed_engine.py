@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from components.models.folder import named_weights
+from components.models.folder import named_tensors, named_weights, save_weights, stream_weights
 from components.train.compiling import Compiling
 from components.train.config import ZeroConfig
 from components.train.engine import EngineSettings, Update
@@ -75,10 +75,9 @@ class DeepSpeedEngine:
         self.rank, self.stage = settings.rank, settings.train.zero.stage
         self.cleanup = ExitStack()
         self.cleanup.enter_context(_environment(_rank_variables(settings)))
-        deepspeed = _import_deepspeed(settings.placement.device)
-        _start_group(settings)
-        deepspeed.init_distributed(dist_backend=settings.placement.backend, verbose=False)
+        deepspeed = start_deepspeed(settings)
         module = module.to(settings.placement.device)
+        share_whole_weights(module)
         self.engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=choose_optimizer(settings, module),
@@ -112,13 +111,18 @@ class DeepSpeedEngine:
         gradients = [value.grad for value in self.module.parameters() if value.grad is not None]
         return math.isfinite(float(nn.utils.get_total_norm(gradients)))
 
-    def weights(self) -> dict[str, torch.Tensor] | None:
-        from deepspeed.runtime.zero.partition_parameters import GatheredParameters
-
-        with GatheredParameters(list(self.module.parameters()), enabled=self.stage == 3):
-            if self.rank != 0:
-                return None
-            return {name: tensor.cpu().clone() for name, tensor in named_weights(self.module).items()}
+    def write_weights(self, path: Path) -> None:
+        if self.stage < 3:
+            if self.rank == 0:
+                save_weights(path, named_weights(self.module))
+            return
+        tensors = named_tensors(self.module)
+        shapes = {name: tuple(getattr(tensor, "ds_shape", tensor.shape)) for name, tensor in tensors.items()}
+        whole = gather_each(tensors.values())
+        if self.rank == 0:
+            stream_weights(path, shapes, whole)
+        for _ in whole:  # a gathering is a collective call
+            pass
 
     def save(self, folder: Path) -> None:
         if self.stage == 0:
@@ -147,6 +151,48 @@ class DeepSpeedEngine:
     def close(self) -> None:
         self.engine.destroy()
         self.cleanup.close()
+
+
+def gather_each(tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """One whole tensor after the other, on every rank; those that are not sharded as they are."""
+    from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+
+    for tensor in tensors:
+        with GatheredParameters([tensor], enabled=hasattr(tensor, "ds_id")):
+            yield tensor
+
+
+@contextmanager
+def sharded_building(settings: EngineSettings) -> Iterator[None]:
+    """See `engine.build_sharded`; begins the process group, which a sharded network needs before there is an engine."""
+    from components.models.sharded import sharding
+
+    with _environment(_rank_variables(settings)):
+        start_deepspeed(settings)
+        with sharding(deepspeed_config(settings)):
+            yield
+
+
+def share_whole_weights(module: nn.Module) -> None:
+    """Gives every rank the weights of rank 0 that were not made sharded (a classifier on top of a network that was).
+
+    Reading pretrained weights draws numbers on rank 0 alone, so that what is drawn after it may differ.
+    """
+    import torch.distributed as dist
+
+    parameters = list(module.parameters())
+    if any(hasattr(value, "ds_id") for value in parameters):
+        for value in parameters:
+            if not hasattr(value, "ds_id"):
+                dist.broadcast(value.data, src=0)
+
+
+def start_deepspeed(settings: EngineSettings) -> Any:
+    """The library with its process group; may be called again."""
+    deepspeed = _import_deepspeed(settings.placement.device)
+    _start_group(settings)
+    deepspeed.init_distributed(dist_backend=settings.placement.backend, verbose=False)
+    return deepspeed
 
 
 def _rank_variables(settings: EngineSettings) -> dict[str, str]:

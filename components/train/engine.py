@@ -7,6 +7,7 @@ One worker without sharding trains in plain torch: DeepSpeed would cost 2 to 4 s
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -44,8 +45,8 @@ class Engine(Protocol):
     def step(self, learning_rate: float) -> Update:
         """Called after each micro batch; after the last of a step it clips and updates, if the gradient is finite."""
 
-    def weights(self) -> dict[str, torch.Tensor] | None:
-        """The whole state dict on the CPU in float32 for rank 0, None for the others."""
+    def write_weights(self, path: Path) -> None:
+        """Rank 0 writes the whole state dict in float32 as safetensors."""
 
     def save(self, folder: Path) -> None:
         """Writes this rank's part of the state into `folder`."""
@@ -74,6 +75,15 @@ class EngineSettings:
 
 def choose_engine(world_size: int, zero_stage: int) -> Literal["torch", "deepspeed"]:
     return "torch" if world_size == 1 and zero_stage == 0 else "deepspeed"
+
+
+def build_sharded(settings: EngineSettings) -> AbstractContextManager[None]:
+    """Inside, networks from `transformers` are made with sharded weights, where these settings shard them (stage 3)."""
+    if settings.train.zero.stage != 3:
+        return nullcontext()
+    from components.train.deepspeed_engine import sharded_building
+
+    return sharded_building(settings)
 
 
 def make_engine(module: nn.Module, settings: EngineSettings) -> Engine:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from components.artifacts.local_store import sync_path
 from components.errors import StageError
-from components.models.folder import save_weights
 from components.train.augment import augment_images
 from components.train.engine import Update
 from components.train.evaluation import evaluate
@@ -292,12 +291,11 @@ def breaks_tie(session: Session, metrics: dict[str, float]) -> bool:
 def keep_best(session: Session, metrics: dict[str, float]) -> None:
     """Makes this epoch the best one; its weights, gathered from all shards, go to a file of their own."""
     session.progress.best_epoch, session.progress.best_metrics = session.progress.epoch, dict(metrics)
-    weights = session.engine.weights()
-    if weights is None:
-        return
     target = session.best_weights()
     target.parent.mkdir(parents=True, exist_ok=True)
-    save_weights(target, weights)
+    session.engine.write_weights(target)
+    if session.group.rank != 0:
+        return
     sync_path(target)
     for old in target.parent.iterdir():
         if old != target:

@@ -18,8 +18,8 @@ from components.models.folder import count_parameters
 from components.tasks import get_task
 from components.tasks.base import Preprocessing, Task
 from components.train.checkpoint import CheckpointFolder
-from components.train.device import Placement, apply_placement, detect_hardware, plan_placement
-from components.train.engine import Engine, EngineSettings, choose_engine, make_engine
+from components.train.device import Placement, Precision, apply_placement, detect_hardware, plan_placement
+from components.train.engine import Engine, EngineSettings, build_sharded, choose_engine, make_engine
 from components.train.feed import Feed, TokenFeed
 from components.train.group import Group
 from components.train.job import TrainJob, Worker
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 BEST_NAME = "best.safetensors"
 AVERAGE_NAME = "average.safetensors"
+PROBED_LAYERS = 2
 SEQ_LEN = 256
 """Tokens a sample where `train.seq_len` is not set."""
 
@@ -141,23 +142,27 @@ def open_session(job: TrainJob, worker: Worker) -> Session:
     )
     found = agree_on_checkpoint(checkpoints, group, worker)
     progress = Progress(**found["state"]) if found else Progress()
+    inputs, classes = network_inputs(job, preprocessing), len(preprocessing.classes)
     # Weights are drawn alike on every rank and at any world size; from then on each rank draws its own dropout.
     seed_everything(job.seed, rank=0)
-    module = build_model(job.model, network_inputs(job, preprocessing), len(preprocessing.classes))
+    with build_sharded(engine_settings(job, worker, placement, "fp32")):
+        module = build_model(job.model, inputs, classes)
     if job.train.activation_checkpointing:
         from components.models.transformer import checkpoint_activations
 
         checkpoint_activations(module)
     facts = describe(job, worker, placement, module)
     if not progress.precision:
-        progress.precision = group.broadcast(probe_precision(job, placement, module, training, task, shape))
-    engine = make_engine(module, engine_settings(job, worker, placement, progress))
+        probed = probe_network(job, module, inputs, classes)
+        progress.precision = group.broadcast(probe_precision(job, placement, probed, training, task, shape))
+    precision = progress.precision["precision"]
+    engine = make_engine(module, engine_settings(job, worker, placement, precision))
     seed_everything(job.seed, worker.rank)
     seq_len = training.seq_len if isinstance(training, TokenFeed) else None
     meter = Meter(rounds.total_steps, shape.global_batch_size, progress.step, seq_len)
     work = describe_work(module)
     if work is not None:
-        peak = peak_of(placement.device, progress.precision["precision"], placement.threads)
+        peak = peak_of(placement.device, precision, placement.threads)
         meter.peak_flops = peak.flops
         facts.update(peak_tflops=round(peak.flops / 1e12, 3), peak_source=peak.source)
     session = Session(
@@ -208,8 +213,8 @@ def batch_shape(job: TrainJob, worker: Worker, rows: int) -> BatchShape:
     return BatchShape(rows, job.train.global_batch_size, job.train.gradient_accumulation_steps, worker.world_size)
 
 
-def engine_settings(job: TrainJob, worker: Worker, placement: Placement, progress: Progress) -> EngineSettings:
-    return EngineSettings(job.train, placement, progress.precision["precision"], worker.rank, worker.world_size)
+def engine_settings(job: TrainJob, worker: Worker, placement: Placement, precision: Precision) -> EngineSettings:
+    return EngineSettings(job.train, placement, precision, worker.rank, worker.world_size)
 
 
 def describe(job: TrainJob, worker: Worker, placement: Placement, module: nn.Module) -> dict[str, Any]:
@@ -224,10 +229,32 @@ def describe(job: TrainJob, worker: Worker, placement: Placement, module: nn.Mod
     }
 
 
+def probe_network(job: TrainJob, module: nn.Module, inputs: Mapping[str, int], classes: int) -> nn.Module | None:
+    """What the precision is tried on: the network itself, or where that is sharded two of its layers.
+
+    None where these are not known from the spec, because the network is a pretrained one.
+    """
+    if not any(hasattr(value, "ds_id") for value in module.parameters()):
+        return module
+    if job.model.pretrained is not None:
+        return None
+    layers = getattr(job.model, "num_hidden_layers", PROBED_LAYERS)
+    few = job.model.model_copy(update={"num_hidden_layers": min(layers, PROBED_LAYERS)})
+    return build_model(few, inputs, classes)
+
+
 def probe_precision(
-    job: TrainJob, placement: Placement, module: nn.Module, training: Feed | TokenFeed, task: Task, shape: BatchShape
+    job: TrainJob,
+    placement: Placement,
+    module: nn.Module | None,
+    training: Feed | TokenFeed,
+    task: Task,
+    shape: BatchShape,
 ) -> dict[str, Any]:
-    """Chooses the precision on the first micro batch of the training."""
+    """Chooses the precision on the first micro batch of the training; bf16 if there is nothing to try it on."""
+    if module is None:
+        precision = "bf16" if placement.precision == "probe" else placement.precision
+        return {"precision": precision, "reason": "set, or the rule for sharded pretrained weights"}
     training.start_epoch(job.seed, 0)
     inputs, labels = training.batch(micro_batch(epoch_order(job.seed, 0, shape), 0, 0, 0, shape))
     return choose_precision(placement, module, inputs, lambda logits: task.loss(logits, labels, 0.0))

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from components.models.folder import named_weights
+from components.models.folder import named_weights, save_weights
 from components.train.compiling import Compiling
 from components.train.engine import EngineSettings, Update
 from components.train.optimizer import make_optimizer
@@ -51,8 +51,8 @@ class TorchEngine:
         self.optimizer.zero_grad(set_to_none=True)
         return Update.TAKEN if finite else Update.SKIPPED
 
-    def weights(self) -> dict[str, torch.Tensor] | None:
-        return {name: tensor.cpu().clone() for name, tensor in named_weights(self.module).items()}
+    def write_weights(self, path: Path) -> None:
+        save_weights(path, named_weights(self.module))
 
     def save(self, folder: Path) -> None:
         save_whole(self.module, self.optimizer, folder)

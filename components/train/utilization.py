@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from components.models.folder import elements
 from components.train.device import Precision
 from components.train.plan.speed import find_gpu
 
@@ -63,11 +64,6 @@ def describe_work(module: nn.Module) -> Work | None:
     patch = getattr(config, "patch_size", None)
     patches = (config.image_size // patch) ** 2 + 1 if patch else 0
     return Work(weights, 12 * layers * width, patches)
-
-
-def elements(parameter: nn.Parameter) -> int:
-    """Of a parameter as a whole, also where ZeRO-3 holds a shard of it."""
-    return getattr(parameter, "ds_numel", parameter.numel())
 
 
 @dataclass(frozen=True)
