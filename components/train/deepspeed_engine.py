@@ -16,9 +16,10 @@ from torch import nn
 from components.models.folder import named_tensors, named_weights, save_weights, stream_weights
 from components.train.compiling import Compiling
 from components.train.config import ZeroConfig
-from components.train.engine import EngineSettings, Update
+from components.train.engine import EngineSettings, Update, judge_step
+from components.train.loss_scale import LossScale
 from components.train.optimizer import make_optimizer, parameter_groups
-from components.train.torch_engine import load_whole, save_whole
+from components.train.torch_engine import load_whole, save_whole, unscale
 
 TAG = "deepspeed"
 NEVER = 1 << 40
@@ -78,6 +79,11 @@ class DeepSpeedEngine:
         deepspeed = start_deepspeed(settings)
         module = module.to(settings.placement.device)
         share_whole_weights(module)
+        self.loss_scale = LossScale() if settings.precision == "fp16" else None
+        if self.loss_scale is not None:
+            # DeepSpeed's own fp16 under autocast neither keeps its scale in checkpoints nor heeds it when it clips.
+            device_type = settings.placement.device.split(":")[0]
+            module.forward = torch.autocast(device_type, torch.float16)(module.forward)
         self.engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=choose_optimizer(settings, module),
@@ -92,12 +98,19 @@ class DeepSpeedEngine:
             return self.engine(**inputs).float()
 
     def backward(self, loss: torch.Tensor) -> None:
+        if self.loss_scale is not None:
+            if self.stage == 0:
+                loss = loss * self.loss_scale.scale
+            else:
+                self.engine.optimizer.override_loss_scale(self.loss_scale.scale)
         self.engine.backward(loss)
 
     def step(self, learning_rate: float) -> Update:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
         last = self.engine.is_gradient_accumulation_boundary()
+        if last and self.stage == 0 and self.loss_scale is not None:
+            unscale(self.module, self.loss_scale)
         # ZeRO looks at the gradient itself. Without it all ranks have the whole one here, and so agree.
         spoilt = last and self.stage == 0 and not self._gradient_is_finite()
         if spoilt:
@@ -105,7 +118,7 @@ class DeepSpeedEngine:
         self.engine.step()
         if not last:
             return Update.WAITING
-        return Update.SKIPPED if spoilt or not self.engine.was_step_applied() else Update.TAKEN
+        return judge_step(not spoilt and self.engine.was_step_applied(), self.loss_scale)
 
     def _gradient_is_finite(self) -> bool:
         gradients = [value.grad for value in self.module.parameters() if value.grad is not None]

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from components.train.config import TrainConfig
 from components.train.device import Placement, Precision
+from components.train.loss_scale import LossScale
 
 if TYPE_CHECKING:
     import torch
@@ -29,12 +30,16 @@ class Update(Enum):
     TAKEN = "taken"
     SKIPPED = "skipped"
     """The gradient was not finite; the weights are as they were."""
+    OVERFLOW = "overflow"
+    """The same, but because the loss was scaled too far for fp16; the scale is smaller now."""
 
 
 class Engine(Protocol):
     """Holds one worker's part of a training. Every rank calls every method equally often."""
 
     module: nn.Module
+    loss_scale: LossScale | None
+    """Of fp16."""
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Logits, float32, shape (B, classes)."""
@@ -71,6 +76,15 @@ class EngineSettings:
     precision: Precision
     rank: int
     world_size: int
+
+
+def judge_step(finite: bool, loss_scale: LossScale | None) -> Update:
+    """What became of a step whose gradient is known; moves the scale."""
+    if finite:
+        if loss_scale is not None:
+            loss_scale.grow()
+        return Update.TAKEN
+    return Update.OVERFLOW if loss_scale is not None and loss_scale.shrink() else Update.SKIPPED
 
 
 def choose_engine(world_size: int, zero_stage: int) -> Literal["torch", "deepspeed"]:

@@ -132,6 +132,8 @@ def train_round(session: Session) -> float:
                 session.average.update()
             note_loss(session, loss / session.shape.accumulation)
             tell_progress(session, loss / session.shape.accumulation)
+        elif update is Update.OVERFLOW:
+            session.progress.overflowed.append(session.progress.step - 1)
         else:
             leave_out_step(session)
         session.meter.count_step()
@@ -193,8 +195,8 @@ def leave_out_step(session: Session) -> None:
 
 
 def left_out(session: Session, begin: int, end: int) -> int:
-    """Steps of a round that were skipped."""
-    return sum(begin <= step < end for step in session.progress.skipped)
+    """Steps of a round that changed nothing."""
+    return sum(begin <= step < end for step in (*session.progress.skipped, *session.progress.overflowed))
 
 
 def batch_loss(session: Session, inputs: Inputs, labels: torch.Tensor) -> torch.Tensor:
@@ -309,6 +311,7 @@ def finish(session: Session) -> TrainResult:
         **session.facts,
         "steps": progress.step,
         "skipped_steps": len(progress.skipped),
+        "overflowed_steps": len(progress.overflowed),
         "rollbacks": progress.rollbacks,
         "loss_spikes": len(progress.spikes),
         "seconds": round(meter.seconds, 3),

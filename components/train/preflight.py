@@ -5,13 +5,20 @@ from __future__ import annotations
 from components.errors import SpecError
 from components.train.compiling import compiler_error
 from components.train.config import TrainConfig
+from components.train.device import Hardware, plan_placement
 from components.train.plan.machine import memory_here
 
 
 def check_machine(train: TrainConfig) -> list[SpecError]:
     """Everything that the `train` section asks for and this machine does not have."""
-    if not train.compile:
+    if not train.compile and train.precision != "fp16":
         return []
-    on_gpu = memory_here(1)[0] == "cuda"
-    errors = [compiler_error(on_gpu)]
-    return [error for error in errors if error is not None]
+    gpus = 1 if memory_here(1)[0] == "cuda" else 0
+    errors: list[SpecError] = []
+    if train.compile and (missing := compiler_error(bool(gpus))) is not None:
+        errors.append(missing)
+    try:
+        plan_placement(Hardware(gpus, cores=1), train.workers, train.precision)
+    except SpecError as error:
+        errors.append(error)
+    return errors

@@ -23,6 +23,7 @@ from components.train.engine import Engine, EngineSettings, build_sharded, choos
 from components.train.feed import Feed, TokenFeed
 from components.train.group import Group
 from components.train.job import TrainJob, Worker
+from components.train.loss_scale import LossScale
 from components.train.meter import Meter
 from components.train.order import BatchShape, Rounds, epoch_order, micro_batch
 from components.train.precision import choose_precision
@@ -60,6 +61,8 @@ class Progress:
         precision: What `choose_precision` found, once and for all.
         skipped: Steps whose gradient was not finite; they are left out.
         rollbacks: How often training went back to a checkpoint because of them.
+        overflowed: Steps that fp16 had scaled too far; they changed nothing and cost nothing but themselves.
+        loss_scale: Of fp16.
         spikes: Steps whose loss was far above those before.
     """
 
@@ -72,6 +75,8 @@ class Progress:
     precision: dict[str, Any] = field(default_factory=dict)
     skipped: list[int] = field(default_factory=list)
     rollbacks: int = 0
+    overflowed: list[int] = field(default_factory=list)
+    loss_scale: dict[str, Any] | None = None
     spikes: list[int] = field(default_factory=list)
 
 
@@ -299,6 +304,8 @@ def restore(session: Session, found: Mapping[str, Any]) -> None:
         session.loss_sum = load_states(folder / states_name(group.rank))
     else:
         restore_resharded(session, folder, found["world_size"])
+    if session.progress.loss_scale is not None:
+        session.engine.loss_scale = LossScale(**session.progress.loss_scale)
     if session.average is not None:
         session.average.load(folder / AVERAGE_NAME)
     if session.group.rank == 0 and session.progress.best_epoch:
@@ -360,6 +367,8 @@ def save(session: Session) -> None:
     folder = session.checkpoints.partial_path(step)
     session.engine.save(folder)
     save_states(folder / states_name(group.rank), float(session.loss_sum))
+    if session.engine.loss_scale is not None:
+        session.progress.loss_scale = asdict(session.engine.loss_scale)
     group.barrier()
     if group.rank == 0:
         if session.average is not None:

@@ -11,10 +11,12 @@ from torch import nn
 
 from components.models.folder import named_weights, save_weights
 from components.train.compiling import Compiling
-from components.train.engine import EngineSettings, Update
+from components.train.engine import EngineSettings, Update, judge_step
+from components.train.loss_scale import LossScale
 from components.train.optimizer import make_optimizer
 
 STATE_NAME = "state.pt"
+HALF = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class TorchEngine:
@@ -24,24 +26,29 @@ class TorchEngine:
         self.module = module.to(settings.placement.device)
         self.optimizer = make_optimizer(settings.train, self.module)
         self.device_type = settings.placement.device.split(":")[0]
-        self.bf16 = settings.precision == "bf16"
+        self.half = HALF.get(settings.precision)
+        self.loss_scale = LossScale() if settings.precision == "fp16" else None
         self.accumulation = settings.train.gradient_accumulation_steps
         self.clip_norm = settings.train.gradient_clipping
         self.parts = 0
         self.compiling = Compiling(self.module, settings.train.compile)
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        with torch.autocast(self.device_type, torch.bfloat16, enabled=self.bf16), self.compiling.forward(inputs):
+        autocast = torch.autocast(self.device_type, self.half, enabled=self.half is not None)
+        with autocast, self.compiling.forward(inputs):
             return self.module(**inputs).float()
 
     def backward(self, loss: torch.Tensor) -> None:
-        (loss / self.accumulation).backward()
+        scale = 1.0 if self.loss_scale is None else self.loss_scale.scale
+        (loss * (scale / self.accumulation)).backward()
 
     def step(self, learning_rate: float) -> Update:
         self.parts += 1
         if self.parts < self.accumulation:
             return Update.WAITING
         self.parts = 0
+        if self.loss_scale is not None:
+            unscale(self.module, self.loss_scale)
         norm = nn.utils.clip_grad_norm_(self.module.parameters(), self.clip_norm or math.inf)
         finite = math.isfinite(float(norm))
         if finite:
@@ -49,7 +56,7 @@ class TorchEngine:
                 group["lr"] = learning_rate
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return Update.TAKEN if finite else Update.SKIPPED
+        return judge_step(finite, self.loss_scale)
 
     def write_weights(self, path: Path) -> None:
         save_weights(path, named_weights(self.module))
@@ -62,6 +69,12 @@ class TorchEngine:
 
     def close(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
+
+
+def unscale(module: nn.Module, loss_scale: LossScale) -> None:
+    """Divides the gradients by what the loss was multiplied with."""
+    gradients = [value.grad for value in module.parameters() if value.grad is not None]
+    torch._foreach_mul_(gradients, 1 / loss_scale.scale)
 
 
 def save_whole(module: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:

@@ -58,7 +58,6 @@ def test_generated_code_ends_bit_for_bit_the_same_after_a_kill(
 
 
 LARGE = {"architecture": "gpt", "hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8}
-SMALL = {**LARGE, "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
 TOKENS = {"vocab_size": 1000, "max_length": 64}
 
 
@@ -71,19 +70,17 @@ def build_in_a_pair(rank: int, folder: Path) -> None:
     from components.train.config import TrainConfig
     from components.train.device import Hardware, plan_placement
     from components.train.engine import EngineSettings, build_sharded, make_engine
-    from components.train.plan.measure import MemoryWatch
+    from components.train.plan.rehearsal import Ledger
     from components.train.randomness import seed_everything
 
     dist.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=2)
     config = TrainConfig.model_validate({"zero": {"stage": 3}, "workers": 2})
     settings = EngineSettings(config, plan_placement(Hardware(0, 1), 2, "fp32"), "fp32", rank, 2)
-    with build_sharded(settings):
-        build_model(parse_model_config(SMALL), TOKENS, 10)  # what the libraries load is not the network's
     seed_everything(0, rank=0)
-    watch = MemoryWatch.start()
-    with build_sharded(settings):
+    # Tensors are counted, not resident memory: the C library seldom uses a freed aligned block of its heap again.
+    with Ledger(iter(()), heap=False) as ledger, build_sharded(settings):
         module = build_model(parse_model_config(LARGE), TOKENS, 10)
-    peak = watch.peak_bytes()
+    peak = max(ledger.highest.values())
     held = 4 * sum(value.ds_tensor.numel() + value.data.numel() for value in module.parameters())
     make_engine(module, settings).write_weights(folder / "weights.safetensors")
     (folder / f"told.{rank}").write_text(json.dumps({"peak": peak, "held": held}))
@@ -106,6 +103,6 @@ def test_no_worker_ever_holds_the_whole_network(tmp_path: Path) -> None:
     for rank in (0, 1):
         told = json.loads((tmp_path / f"told.{rank}").read_text())
         assert told["held"] == pytest.approx(size_bytes / 2, rel=0.01)
-        assert told["peak"] < 0.8 * size_bytes  # its half, and the largest module whole in two places
+        assert told["peak"] < 0.7 * size_bytes  # its half, and the largest module whole
     kept = load_file(tmp_path / "weights.safetensors")
     assert all(torch.equal(kept[name], value) for name, value in whole.items())

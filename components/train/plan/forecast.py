@@ -27,7 +27,7 @@ def forecast_peak(job: TrainJob, workload: Workload, facts: Mapping[str, Any]) -
     """
     train, workers = job.train, facts["workers"]
     device: Literal["cpu", "cuda"] = "cuda" if str(facts["device"]).startswith("cuda") else "cpu"
-    precision = facts["precision"]["precision"]
+    precision: Literal["fp32", "bf16"] = "fp32" if facts["precision"]["precision"] == "fp32" else "bf16"
     demand = Demand(workload, train.optimizer.name, precision, train.global_batch_size, workers)
     rows = split_rows(job.dataset, workload)
     setting = Setting(
