@@ -15,7 +15,7 @@ from pipelines.worker import CHAMPION, verdict
 RESULT_SCHEMA = 1
 TRAINING_FACTS = (
     *("device", "workers", "steps", "seconds", "samples_per_s", "tokens_per_s", "mfu", "peak_tflops", "peak_source"),
-    *("data_wait", "skipped_steps", "loss_spikes", "straggler"),
+    *("data_wait", "skipped_steps", "overflowed_steps", "loss_spikes", "straggler"),
 )
 METRIC_KEYS = ("accuracy", "precision", "recall", "f1", "loss")
 

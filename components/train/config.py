@@ -131,7 +131,7 @@ class TrainConfig(Config):
     activation_checkpointing: bool = False
     """Whether activations inside a Transformer's layers are computed again in the backward pass instead of kept."""
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """auto: bf16 on a GPU that has it (else fp16), on a CPU what a few probe steps find faster. fp16 scales the loss."""
+    """auto: bf16 on a GPU that has it (else fp16), on a CPU what probe steps find faster. fp16 scales the loss."""
     compile: bool = False
     """Whether forward and backward pass are compiled (torch.compile): half a minute at the start for quicker steps."""
     workers: int = Field(1, ge=1)

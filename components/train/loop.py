@@ -22,6 +22,7 @@ from components.train.feed import Inputs
 from components.train.job import TrainJob, TrainResult, Worker
 from components.train.optimizer import weight_penalty
 from components.train.order import micro_batch
+from components.train.out_of_memory import is_out_of_memory, out_of_memory
 from components.train.plan.measure import MemoryWatch
 from components.train.result import read_result, write_result
 from components.train.schedule import rate_factor
@@ -44,7 +45,7 @@ def train(job: TrainJob, worker: Worker) -> TrainResult:
         The best epoch's metrics and weights; the same values on every rank.
 
     Raises:
-        StageError: If the loss is no longer finite.
+        StageError: If the loss is no longer finite, or the memory is too small.
         CheckpointError: If there were checkpoints, but none that can be used.
     """
     recorded = read_result(job)
@@ -52,18 +53,28 @@ def train(job: TrainJob, worker: Worker) -> TrainResult:
         return recorded
     job.work_folder.mkdir(parents=True, exist_ok=True)
     memory = MemoryWatch.start()
-    session = open_session(job, worker)
     try:
-        tell_last_round(session)
-        while not done(session):
-            try:
-                run_round(session)
-            except RolledBack:
-                continue
-        session.facts["peak_memory_bytes"] = memory.peak_bytes()
-        return finish(session)
-    finally:
-        session.engine.close()
+        session = open_session(job, worker)
+        try:
+            return train_session(session, memory)
+        finally:
+            session.engine.close()
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise out_of_memory(job, worker) from error
+        raise
+
+
+def train_session(session: Session, memory: MemoryWatch) -> TrainResult:
+    """All rounds that are left, and the outcome."""
+    tell_last_round(session)
+    while not done(session):
+        try:
+            run_round(session)
+        except RolledBack:
+            continue
+    session.facts["peak_memory_bytes"] = memory.peak_bytes()
+    return finish(session)
 
 
 class RolledBack(Exception):
