@@ -33,13 +33,13 @@ def model_values(
     classes: Sequence[str],
     module: nn.Module | None = None,
 ) -> dict[str, Any]:
-    """What `config.json` holds; `pretrained` is left out, because the weights are in the folder.
+    """What `config.json` holds; `pretrained` and `lora` are left out: the weights are in the folder, adapters merged.
 
     A network that began as a pretrained one also keeps its full `transformers` config, which wins over our fields.
     """
     values: dict[str, Any] = {
         "task": task,
-        "architecture": config.model_dump(mode="json", exclude={"pretrained"}),
+        "architecture": config.model_dump(mode="json", exclude={"pretrained", "lora"}),
         "inputs": dict(inputs),
         "classes": list(classes),
     }

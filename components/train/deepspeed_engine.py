@@ -13,13 +13,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from components.models.folder import named_tensors, named_weights, save_weights, stream_weights
+from components.models.folder import named_tensors, save_weights, stream_weights
 from components.train.compiling import Compiling
 from components.train.config import ZeroConfig
 from components.train.engine import EngineSettings, Update, judge_step
 from components.train.loss_scale import LossScale
 from components.train.optimizer import make_optimizer, parameter_groups
-from components.train.torch_engine import load_whole, save_whole, unscale
+from components.train.torch_engine import load_whole, plain_weights, save_whole, unscale
 
 TAG = "deepspeed"
 NEVER = 1 << 40
@@ -127,7 +127,7 @@ class DeepSpeedEngine:
     def write_weights(self, path: Path) -> None:
         if self.stage < 3:
             if self.rank == 0:
-                save_weights(path, named_weights(self.module))
+                save_weights(path, plain_weights(self.module))
             return
         tensors = named_tensors(self.module)
         shapes = {name: tuple(getattr(tensor, "ds_shape", tensor.shape)) for name, tensor in tensors.items()}

@@ -15,6 +15,7 @@ from components.artifacts.dataset import SplitName, open_split, open_tokens
 from components.errors import CheckpointError, PenstockError
 from components.models.build import build_model
 from components.models.folder import count_parameters
+from components.models.lora import add_adapters, check_lora, lora_of
 from components.tasks import get_task
 from components.tasks.base import Preprocessing, Task
 from components.train.checkpoint import CheckpointFolder
@@ -147,6 +148,9 @@ def open_session(job: TrainJob, worker: Worker) -> Session:
     )
     found = agree_on_checkpoint(checkpoints, group, worker)
     progress = Progress(**found["state"]) if found else Progress()
+    refused = check_lora(job.model, job.train.zero.stage)
+    if refused is not None:
+        raise refused
     inputs, classes = network_inputs(job, preprocessing), len(preprocessing.classes)
     # Weights are drawn alike on every rank and at any world size; from then on each rank draws its own dropout.
     seed_everything(job.seed, rank=0)
@@ -157,6 +161,9 @@ def open_session(job: TrainJob, worker: Worker) -> Session:
 
         checkpoint_activations(module)
     facts = describe(job, worker, placement, module)
+    if lora_of(job.model) is not None:
+        add_adapters(module, job.model)
+        facts["trainable_parameters"] = count_parameters(module)
     if not progress.precision:
         probed = probe_network(job, module, inputs, classes)
         progress.precision = group.broadcast(probe_precision(job, placement, probed, training, task, shape))

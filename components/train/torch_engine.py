@@ -59,7 +59,7 @@ class TorchEngine:
         return judge_step(finite, self.loss_scale)
 
     def write_weights(self, path: Path) -> None:
-        save_weights(path, named_weights(self.module))
+        save_weights(path, plain_weights(self.module))
 
     def save(self, folder: Path) -> None:
         save_whole(self.module, self.optimizer, folder)
@@ -69,6 +69,16 @@ class TorchEngine:
 
     def close(self) -> None:
         self.optimizer.zero_grad(set_to_none=True)
+
+
+def plain_weights(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict, each tensor once, adapters merged into the weights they belong to."""
+    weights = named_weights(module)
+    if not any(".lora_" in name for name in weights):
+        return weights
+    from components.models.lora import merge_adapters
+
+    return merge_adapters(module, weights)
 
 
 def unscale(module: nn.Module, loss_scale: LossScale) -> None:

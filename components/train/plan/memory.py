@@ -106,7 +106,7 @@ def predict_memory(sizes: NetworkSizes, step: StepMemory, validation: StepMemory
         validation: The same without a backward pass.
         setting: How it runs.
     """
-    states = state_bytes(sizes.parameters, setting.optimizer, setting.sharding, whole=sizes.small)
+    states = state_bytes(sizes.parameters, setting.optimizer, setting.sharding, whole=sizes.small, frozen=sizes.frozen)
     training = training_peak(states, step, setting)
     on_cpu = setting.device == "cpu"
     later = after_training(sizes, step, validation, setting) if setting.validation_batch else 0
@@ -116,7 +116,7 @@ def predict_memory(sizes: NetworkSizes, step: StepMemory, validation: StepMemory
     if setting.sharding.stage < 2:
         # Gradients are reduced after the backward pass, when the activations are gone.
         buffers = max(0, buffers - (moving - states.gradients))
-    kept = setting.data_bytes + (FP32_BYTES * sizes.parameters if setting.averaged else 0)
+    kept = setting.data_bytes + (FP32_BYTES * sizes.trained if setting.averaged else 0)
     return MemoryPrediction(
         states=states,
         activations=max(0, moving - states.gradients),
@@ -160,7 +160,7 @@ def buffer_bytes(sizes: NetworkSizes, setting: Setting) -> int:
     if not sharding.deepspeed:
         return 0
     whole_bucket = setting.device == "cuda" and sharding.stage > 0
-    bucket = REDUCE_BUCKET_ELEMENTS if whole_bucket else min(sizes.parameters, REDUCE_BUCKET_ELEMENTS)
+    bucket = REDUCE_BUCKET_ELEMENTS if whole_bucket else min(sizes.trained, REDUCE_BUCKET_ELEMENTS)
     if sharding.stage < 3:
         return bucket * FP32_BYTES
     sent_bytes = 2 if setting.precision == "bf16" else FP32_BYTES
