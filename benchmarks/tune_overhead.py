@@ -2,7 +2,7 @@
 
 Three ways on two cores, each in a process of its own: Penstock, plain Ray Tune with Optuna, and two processes with
 Optuna's own loop. Ideal is half a second a trial. Asked for: Penstock within 1.15 times the ideal and the start of Ray.
-`TRIALS=20` makes it short.
+Run in turn, `ROUNDS` (5) times; the table holds medians. `TRIALS=20 ROUNDS=1` makes it short.
 """
 
 from __future__ import annotations
@@ -11,16 +11,17 @@ import contextlib
 import json
 import os
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 TRIALS = int(os.environ.get("TRIALS", "100"))
+ROUNDS = int(os.environ.get("ROUNDS", "5"))
 CORES = 2
 SLEEP_S = 1.0
 SPACE = {"train.learning_rate": {"log_uniform": [1e-5, 1e-1]}}
@@ -39,6 +40,17 @@ def objective(trial):
         mlflow.log_metric("accuracy", rate)
     return rate
 study.optimize(objective, n_trials=trials)
+"""
+
+
+CARRIER = """
+import select, sys
+from pathlib import Path
+from components.tracking.sync import MlflowSync
+sync = MlflowSync(Path(sys.argv[1]), sys.argv[2], "bench", {})
+while not select.select([sys.stdin], [], [], 2.0)[0]:
+    sync.sync()
+sync.finish("done")
 """
 
 
@@ -75,7 +87,6 @@ def run_penstock(home: Path) -> float:
     """Seconds of the stage `tune`, its journal carried to MLflow beside it and to the end."""
     from components.artifacts import write_artifact
     from components.context import Context
-    from components.tracking.sync import MlflowSync
     from components.tune.stage import StageConfig, run
 
     (home / "run").mkdir()
@@ -87,21 +98,28 @@ def run_penstock(home: Path) -> float:
     tune = {"search": "bayesian", "trials": TRIALS, "concurrency": CORES, "space": SPACE}
     sections = {"model": {"architecture": "mlp"}, "train": {"epochs": 1}, "tune": tune}
     config = StageConfig.model_validate({"task": "image-classification", **sections})
-    sync = MlflowSync(home / "run", f"sqlite:///{home / 'mlflow.db'}", "bench", {})
-    ended = threading.Event()
-
-    def carry() -> None:
-        while not ended.wait(2.0):
-            sync.sync()
-        sync.finish("done")
-
-    thread = threading.Thread(target=carry)
     began = time.monotonic()
-    thread.start()
-    run(config, {"dataset": draft.artifact.ref}, str(home / "sweep"), context, train=sleep_train)
-    ended.set()
-    thread.join()
+    with carrier(home):
+        run(config, {"dataset": draft.artifact.ref}, str(home / "sweep"), context, train=sleep_train)
     return time.monotonic() - began
+
+
+@contextlib.contextmanager
+def carrier(home: Path) -> Iterator[None]:
+    """Carries the journal to MLflow from another process, as the command does for its stages, to the last line."""
+    command = [sys.executable, "-W", "ignore", "-c", CARRIER, str(home / "run"), database(home)]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE)
+    try:
+        yield
+    finally:
+        process.communicate()
+    if process.returncode != 0:
+        sys.exit("the carrier to MLflow failed")
+
+
+def database(home: Path) -> str:
+    """MLflow's address in a home; the empty database is there already, for whoever comes."""
+    return f"sqlite:///{home / 'mlflow.db'}"
 
 
 def run_ray_tune(home: Path) -> float:
@@ -115,7 +133,7 @@ def run_ray_tune(home: Path) -> float:
         tune.report({"accuracy": config["rate"]})
 
     os.environ["RAY_AIR_NEW_OUTPUT"] = "0"
-    logger = MLflowLoggerCallback(f"sqlite:///{home / 'plain.db'}", experiment_name="plain")
+    logger = MLflowLoggerCallback(database(home), experiment_name="plain")
     tuner = tune.Tuner(
         tune.with_resources(trainable, {"CPU": 1}),
         param_space={"rate": tune.loguniform(1e-5, 1e-1)},
@@ -134,9 +152,9 @@ def run_optuna(home: Path) -> float:
     """Seconds of Optuna's loop in two processes that share a journal."""
     command = [sys.executable, "-W", "ignore", "-c", OPTUNA_WORKER, str(home), str(TRIALS // CORES)]
     began = time.monotonic()
-    workers = [subprocess.Popen(command, stderr=subprocess.DEVNULL) for _ in range(CORES)]
-    for worker in workers:
-        worker.wait()
+    workers = [subprocess.Popen(command, stderr=sys.stderr) for _ in range(CORES)]
+    if any([worker.wait() for worker in workers]):
+        sys.exit("a process of Optuna's loop failed")
     return time.monotonic() - began
 
 
@@ -145,8 +163,11 @@ CONTENDERS = {"penstock": (run_penstock, True), "ray-tune": (run_ray_tune, True)
 
 def run_one(name: str) -> dict[str, float]:
     """Runs one contender in this process, in a home of its own."""
+    from components.tracking.client import place_database
+
     function, with_ray = CONTENDERS[name]
     home = Path(tempfile.mkdtemp(prefix="bt-"))
+    place_database(home / "mlflow.db")
     try:
         with local_ray(home) if with_ray else contextlib.nullcontext(0.0) as start_s:
             return {"start_s": start_s, "seconds": function(home)}
@@ -159,16 +180,32 @@ def main() -> None:
         print(json.dumps(run_one(sys.argv[1])))
         return
     ideal = TRIALS * SLEEP_S / CORES
-    print(f"{TRIALS} trials of {SLEEP_S:g} s on {CORES} cores, MLflow on; ideal {ideal:.0f} s")
-    print("             Ray starts   trials    in all   over ideal + start")
-    for name in CONTENDERS:
-        done = subprocess.run([sys.executable, "-W", "ignore", __file__, name], capture_output=True, text=True)
-        if done.returncode != 0:
-            sys.exit(f"{name} failed:\n{done.stderr[-2000:]}")
-        found = json.loads(done.stdout.splitlines()[-1])
-        start_s, seconds = found["start_s"], found["seconds"]
-        over = (start_s + seconds) / (ideal + start_s)
-        print(f"{name:12} {start_s:8.1f} s {seconds:8.1f} {start_s + seconds:9.1f}   {over:6.2f}x", flush=True)
+    print(f"{TRIALS} trials of {SLEEP_S:g} s on {CORES} cores, MLflow on; ideal {ideal:.0f} s; {ROUNDS} rounds in turn")
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in CONTENDERS}
+    for count in range(ROUNDS):
+        for name in CONTENDERS:
+            found[name].append(run_apart(name))
+            over = over_ideal(found[name][-1], ideal)
+            print(f"  round {count + 1}: {name:12} {over:5.2f}x over ideal + start", flush=True)
+    print("             Ray starts   trials    in all   over ideal + start: median (least to most)")
+    for name, runs in found.items():
+        start_s, seconds = (statistics.median(run[key] for run in runs) for key in ("start_s", "seconds"))
+        overs = sorted(over_ideal(run, ideal) for run in runs)
+        spread = f"{statistics.median(overs):6.2f}x ({overs[0]:.2f} to {overs[-1]:.2f})"
+        print(f"{name:12} {start_s:8.1f} s {seconds:8.1f} {start_s + seconds:9.1f}   {spread}")
+
+
+def over_ideal(run: dict[str, float], ideal: float) -> float:
+    return (run["start_s"] + run["seconds"]) / (ideal + run["start_s"])
+
+
+def run_apart(name: str) -> dict[str, float]:
+    """One contender in a process of its own."""
+    done = subprocess.run([sys.executable, "-W", "ignore", __file__, name], capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"{name} failed:\n{done.stderr[-2000:]}")
+    measured: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return measured
 
 
 if __name__ == "__main__":

@@ -89,6 +89,8 @@ def make_plan(spec: Spec, options: PlanOptions) -> dict[str, Any]:
 def make_planner(spec: Spec, options: PlanOptions, assume: Assumptions) -> Planner:
     """Demand and machine of a spec."""
     workers = options.gpus or worker_count(spec)
+    if workers < spec.train.workers and options.gpus is None:
+        assume(f"{workers} of {workers} to {spec.train.workers} workers are left: each then needs the most memory")
     machine = machine_for(options, workers, assume)
     precision: Literal["fp32", "bf16"] = "fp32" if spec.train.precision == "fp32" else "bf16"
     if spec.train.precision == "auto" and machine.device == "cpu":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from components.tasks import get_task
 from components.train.plan.network import Workload
@@ -34,9 +33,8 @@ class Assumptions:
 
 
 def worker_count(spec: Spec) -> int:
-    """Workers of the spec; the most where it names a range."""
-    workers: Any = spec.train.workers
-    return workers if isinstance(workers, int) else workers.max
+    """Workers of the spec; the fewest where it names a range: each then holds the most."""
+    return spec.train.min_workers or spec.train.workers
 
 
 def make_workload(spec: Spec, assume: Assumptions) -> Workload:

@@ -125,7 +125,7 @@ def load_spec(source: str | Path | Mapping[str, Any], overrides: Mapping[str, An
 
 def validate(parsed: Source) -> Spec:
     """Builds the Spec, turning everything that is wrong into sentences."""
-    errors: list[PenstockError] = not_available(parsed)
+    errors: list[PenstockError] = not_available(parsed) + split_workers(parsed)
     spec = None
     try:
         # JSON mode is strict about types ("3" is no number) and still takes lists for tuples.
@@ -147,6 +147,22 @@ def validate(parsed: Source) -> Spec:
 def leave_out(values: Mapping[str, Any]) -> dict[str, Any]:
     """`deploy: false` leaves the stage out: the same as null. A validator in the class would switch off JSON mode."""
     return {name: None if value is False and name in OPTIONAL else value for name, value in values.items()}
+
+
+def split_workers(parsed: Source) -> list[PenstockError]:
+    """Makes `train.workers: {min, max}` the two fields that it stands for, here for the same reason."""
+    train = parsed.values.get("train")
+    workers = train.get("workers") if isinstance(train, dict) else None
+    if not isinstance(train, dict) or not isinstance(workers, dict):
+        return []
+    line = parsed.lines.get("train.workers")
+    if set(workers) != {"min", "max"}:
+        del train["workers"]
+        message = f"train.workers is {workers}; give a number, or min and max: {{min: 2, max: 8}}."
+        return [SpecError(message, "train.workers", line)]
+    train.update(workers=workers["max"], min_workers=workers["min"])
+    parsed.lines.setdefault("train.min_workers", line or 0)
+    return []
 
 
 def find_spec(source: str | Path) -> Path:

@@ -82,6 +82,9 @@ def _training(result: Mapping[str, Any]) -> list[str]:
     parts += [f"{facts[name]} {name.replace('_', ' ')}" for name in ("loss_spikes", "skipped_steps") if facts[name]]
     if facts["straggler"] is not None:
         parts.append(f"worker {facts['straggler']} was slow")
+    if facts["restarts"]:
+        times = "once" if facts["restarts"] == 1 else f"{facts['restarts']} times"
+        parts.append(f"went on {times} from a checkpoint after a worker was lost")
     return [f"training    {', '.join(parts)}"]
 
 

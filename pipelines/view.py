@@ -9,12 +9,15 @@ from dataclasses import dataclass, field
 from typing import IO, TYPE_CHECKING, Any
 
 from pipelines.run import View
+from pipelines.trial_table import TrialTable, describe_config
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 PLAIN_PROGRESS_S = 10.0
 SHARES = {"mfu": "MFU", "data_wait": "data wait"}
+MOST_TRIALS = 14
+"""Trials shown at once; fewer on a low terminal."""
 
 
 @dataclass
@@ -31,6 +34,7 @@ class StageState:
     text: str = ""
     standing: str = ""
     """Of a sweep: best so far, how many run, stopped early, failed."""
+    trials: TrialTable = field(default_factory=TrialTable)
 
     def apply(self, event: dict[str, Any]) -> None:
         """Takes one event in."""
@@ -43,6 +47,7 @@ class StageState:
             self.step, self.total = event["step"] or self.step, event["total"] or self.total
             self.metrics = event["metrics"] or self.metrics
             self.standing = event.get("standing", "")
+            self.trials.apply(event)
         elif kind == "note":
             self.text = event.get("text", "")
 
@@ -66,17 +71,8 @@ def describe_metrics(metrics: dict[str, float]) -> str:
 
 def describe_trial(event: dict[str, Any]) -> str:
     """One line for a trial: number, state, metrics, and what was tried."""
-    config = ", ".join(f"{name.rpartition('.')[2]}={_short(value)}" for name, value in event.get("config", {}).items())
     metrics = describe_metrics(event["metrics"])
-    return f"trial {event['trial']} {event['state']:9} {metrics}  {config}".rstrip()
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, float):
-        return f"{value:.3g}"
-    if isinstance(value, dict):
-        return str(value.get("architecture", value))
-    return str(value)
+    return f"trial {event['trial']} {event['state']:9} {metrics}  {describe_config(event['config'])}".rstrip()
 
 
 class PlainView(View):
@@ -110,7 +106,7 @@ class PlainView(View):
 
 
 class LiveView(View):
-    """A table that is redrawn in place: one line a stage, a bar inside the running one."""
+    """A table that is redrawn in place: one line a stage, a bar inside the running one, a sweep's trials below."""
 
     def __init__(self, stages: Sequence[str], console: Console) -> None:
         from rich.live import Live
@@ -125,8 +121,6 @@ class LiveView(View):
         for event in events:
             if event["stage"] in self.stages:
                 self.stages[event["stage"]].apply(event)
-            if event["kind"] == "trial" and event.get("state") != "running":
-                self.console.print(f"  [dim]{describe_trial(event)}[/dim]", highlight=False)
             if event["kind"] == "warning":
                 self.console.print(f"  [yellow]{event.get('text', '')}[/yellow]", highlight=False)
             if event["kind"] == "begin":
@@ -150,6 +144,8 @@ class LiveView(View):
             self.live.stop()
 
     def _table(self) -> RenderableType:
+        from rich.console import Group
+        from rich.padding import Padding
         from rich.table import Table
 
         table = Table.grid(padding=(0, 2))
@@ -157,7 +153,11 @@ class LiveView(View):
             table.add_column(no_wrap=True)
         for state in self.stages.values():
             table.add_row(*self._row(state))
-        return table
+        sweep = next((state for state in self.stages.values() if state.state == "running" and state.trials.rows), None)
+        if sweep is None:
+            return table
+        room = max(3, min(MOST_TRIALS, self.console.height - len(self.stages) - 4))
+        return Group(table, "", Padding(sweep.trials.render(room), (0, 0, 0, 4)))
 
     def _row(self, state: StageState) -> list[RenderableType]:
         from rich.progress_bar import ProgressBar
@@ -182,7 +182,7 @@ class LiveView(View):
                 f"{state.seconds:.1f} s" if state.seconds is not None else "cached" if state.state == "cached" else ""
             )
             metrics = {name: value for name, value in state.metrics.items() if name != "eta_s"}
-            detail = f"[dim]{state.text or describe_metrics(metrics)}"
+            detail = f"[dim]{state.text or state.standing or describe_metrics(metrics)}"
         return [mark, name, seconds, detail]
 
 

@@ -136,8 +136,7 @@ class CheckpointFolder:
 
     def steps(self) -> list[int]:
         """Steps of which there is a folder, whole or not."""
-        matches = [NAME_PATTERN.fullmatch(path.name) for path in self.folder.iterdir()]
-        return [int(match.group(1)) for match in matches if match]
+        return steps_in(self.folder)
 
     def _open(self, folder: Path) -> Checkpoint:
         body = json.loads((folder / MANIFEST_NAME).read_text())["body"]
@@ -159,6 +158,12 @@ class CheckpointFolder:
     def _prune(self) -> None:
         for step in sorted(self.steps())[: -self.keep]:
             shutil.rmtree(self.path(step), ignore_errors=True)
+
+
+def steps_in(folder: Path) -> list[int]:
+    """Steps of which a folder of checkpoints holds one, whole or not; none if it is absent."""
+    matches = [NAME_PATTERN.fullmatch(path.name) for path in folder.glob("step-*")]
+    return [int(match.group(1)) for match in matches if match]
 
 
 def seal_file(path: Path) -> dict[str, Any]:

@@ -2,11 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, WithJsonSchema, model_validator
 
 from components.config import Config
+
+RESHARDED_OPTIMIZERS = ("adam", "adamw")
+"""Whose state DeepSpeed divides among another number of workers."""
+
+Workers = Annotated[
+    int,
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": 1},
+                {
+                    "type": "object",
+                    "properties": {name: {"type": "integer", "minimum": 1} for name in ("min", "max")},
+                    "required": ["min", "max"],
+                    "additionalProperties": False,
+                },
+            ]
+        }
+    ),
+]
 
 
 class OptimizerConfig(Config):
@@ -134,8 +155,13 @@ class TrainConfig(Config):
     """auto: bf16 on a GPU that has it (else fp16), on a CPU what probe steps find faster. fp16 scales the loss."""
     compile: bool = False
     """Whether forward and backward pass are compiled (torch.compile): half a minute at the start for quicker steps."""
-    workers: int = Field(1, ge=1)
-    """Processes that train together, one GPU each where there are GPUs."""
+    workers: Workers = Field(1, ge=1)
+    """Processes that train together, one GPU each where there are GPUs. {min, max} goes on with fewer when machines are
+    lost, and with more when they return."""
+    min_workers: int | None = Field(None, ge=1)
+    """What the spec's `workers: {min, max}` sets; None needs all."""
+    max_restarts: int = Field(3, ge=0)
+    """How often training goes on after a worker was lost without reaching another checkpoint."""
     zero: ZeroConfig = ZeroConfig()
     checkpoint_every_epochs: int = Field(1, ge=1)
     """Validations between two checkpoints; the last one is always kept."""
@@ -144,14 +170,13 @@ class TrainConfig(Config):
     keep_checkpoints: int = Field(2, ge=1)
     """Newest checkpoints that are kept."""
 
+    def world_sizes(self) -> range:
+        """Numbers of workers that training may run on."""
+        return range(self.min_workers or self.workers, self.workers + 1)
+
     @model_validator(mode="after")
     def _rules(self) -> TrainConfig:
-        parts = self.workers * self.gradient_accumulation_steps
-        if self.global_batch_size % parts:
-            raise ValueError(
-                f"global_batch_size {self.global_batch_size} does not divide by workers x gradient_accumulation_steps "
-                f"= {parts}; make it a multiple"
-            )
+        self._check_workers()
         if self.optimizer.name == "muon" and (self.workers > 1 or self.zero.stage):
             raise ValueError("optimizer muon needs whole matrices; set workers to 1 and zero.stage to 0, or take adamw")
         if self.ema is not None and self.zero.stage == 3:
@@ -163,3 +188,27 @@ class TrainConfig(Config):
         if self.zero.stage == 3 and (self.regularize.l1 or self.regularize.l2):
             raise ValueError("regularize.l1 and l2 need whole weights, which zero.stage 3 shards; use weight_decay")
         return self
+
+    def _check_workers(self) -> None:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"workers.min {self.min_workers} is more than workers.max {self.workers}; swap them")
+        accumulation = self.gradient_accumulation_steps
+        uneven = [size for size in self.world_sizes() if self.global_batch_size % (size * accumulation)]
+        if uneven and self.min_workers is None:
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} does not divide by workers x gradient_accumulation_steps "
+                f"= {self.workers * accumulation}; make it a multiple"
+            )
+        if uneven:
+            whole = math.lcm(*self.world_sizes()) * accumulation
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} does not divide among {', '.join(map(str, uneven))} "
+                f"workers (x gradient_accumulation_steps {accumulation}), and any number from {self.min_workers} to "
+                f"{self.workers} may be left; make it a multiple of {whole}, or the range narrower"
+            )
+        if self.min_workers is not None and self.zero.stage and self.optimizer.name not in RESHARDED_OPTIMIZERS:
+            raise ValueError(
+                f"workers {{min, max}} with zero.stage {self.zero.stage} divides the optimizer's state anew, which "
+                f"{self.optimizer.name} does not allow; take {' or '.join(RESHARDED_OPTIMIZERS)}, zero.stage 0, or one "
+                "number of workers"
+            )

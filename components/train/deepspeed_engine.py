@@ -5,23 +5,28 @@ from __future__ import annotations
 import importlib
 import math
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from components.models.folder import named_tensors, save_weights, stream_weights
 from components.train.compiling import Compiling
-from components.train.config import ZeroConfig
+from components.train.config import RESHARDED_OPTIMIZERS, ZeroConfig
 from components.train.engine import EngineSettings, Update, judge_step
 from components.train.loss_scale import LossScale
 from components.train.optimizer import make_optimizer, parameter_groups
 from components.train.torch_engine import load_whole, plain_weights, save_whole, unscale
 
 TAG = "deepspeed"
+COMMON_NAME = "common.safetensors"
+STEP = "optimizer.step"
+MOMENTS = ("exp_avg", "exp_avg_sq")
 NEVER = 1 << 40
 """Steps between two of DeepSpeed's own log lines."""
 
@@ -92,6 +97,8 @@ class DeepSpeedEngine:
         )
         self.module = self.engine.module
         self.compiling = Compiling(self.module, settings.train.compile)
+        zero = settings.train.zero
+        self.counts_in_int = zero.offload_optimizer != "none" and settings.train.optimizer.name in RESHARDED_OPTIMIZERS
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         with self.compiling.forward(inputs):
@@ -147,19 +154,75 @@ class DeepSpeedEngine:
             # Converters that DeepSpeed drops beside every checkpoint; ours is read by this run alone.
             for name in ("zero_to_fp32.py", "zero_to_torch.py"):
                 (folder / name).unlink(missing_ok=True)
+            self._save_common(folder)
+
+    def _save_common(self, folder: Path) -> None:
+        """Writes what is not sharded, for another number of workers to read: buffers, and the optimizer's counter."""
+        names = {name for name, _ in self.module.named_buffers()}
+        common = {name: value.cpu().clone() for name, value in self.module.state_dict().items() if name in names}
+        steps = [state["step"] for state in self.engine.optimizer.state.values() if "step" in state]
+        save_file({**common, STEP: torch.tensor(float(steps[0]) if steps else 0.0)}, folder / COMMON_NAME)
 
     def load(self, folder: Path, universal: bool = False) -> None:
-        from components.errors import CheckpointError
-
         if self.stage == 0:
             load_whole(self.module, self.engine.optimizer, folder)
             return
-        self.engine._config.load_universal_checkpoint = universal
+        if universal:
+            self._load_universal(folder)
+        else:
+            self._load_tag(folder)
+
+    def _load_tag(self, folder: Path) -> None:
+        from components.errors import CheckpointError
+
         # It returns (None, None) without raising when it finds nothing.
         path, _ = self.engine.load_checkpoint(str(folder), tag=TAG)
-        self.engine._config.load_universal_checkpoint = False
         if path is None:
             raise CheckpointError(f"DeepSpeed found no state in {folder}; start the run anew with --fresh.")
+
+    def _load_universal(self, folder: Path) -> None:
+        """Takes this worker's share of everything, and what DeepSpeed leaves out: it loads no buffers."""
+        common = load_file(folder / COMMON_NAME)
+        step = common.pop(STEP)
+        if self.stage == 3:
+            self._load_shares_stage3(folder)
+        else:
+            self._load_shares(folder, step)
+        self.module.load_state_dict(common, strict=False)
+
+    def _load_shares(self, folder: Path, step: torch.Tensor) -> None:
+        """DeepSpeed's own way fails where a worker has no share of a small parameter group."""
+        optimizer, names = self.engine.optimizer, {value: name for name, value in self.module.named_parameters()}
+        for flat, parameters in zip(optimizer.single_partition_of_fp32_groups, optimizer.bit16_groups, strict=True):
+            moments = {kind: torch.zeros_like(flat) for kind in MOMENTS}
+            for parameter in (value for value in parameters if value._hp_mapping is not None):
+                part, place = parameter._hp_mapping.lp_fragment_address, parameter._hp_mapping.get_hp_fragment_address()
+                for kind, share in {"fp32": flat.data, **moments}.items():
+                    file = folder / TAG / "zero" / names[parameter] / f"{kind}.pt"
+                    whole = torch.load(file, weights_only=True)["param"].flatten()
+                    share.narrow(0, place.start, place.numel).copy_(whole.narrow(0, part.start, part.numel))
+            counter = int(step) if self.counts_in_int else step.to(flat.device, copy=True)
+            optimizer.state[flat] = {**moments, "step": counter}
+        optimizer.update_lp_params()
+
+    def _load_shares_stage3(self, folder: Path) -> None:
+        """DeepSpeed's own way, put right.
+
+        It gives every parameter group the options of the first one, so that biases would be decayed too, and all of
+        them one step counter, which would then run as many times too fast.
+        """
+        optimizer = self.engine.optimizer
+        options = [
+            {name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups
+        ]
+        self.engine._config.load_universal_checkpoint = True
+        self._load_tag(folder)
+        self.engine._config.load_universal_checkpoint = False
+        for group, kept in zip(optimizer.param_groups, options, strict=True):
+            group.update(kept)
+        for state in optimizer.state.values():
+            if isinstance(state["step"], torch.Tensor):
+                state["step"] = state["step"].clone()
 
     def close(self) -> None:
         self.engine.destroy()
@@ -228,19 +291,34 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _import_deepspeed(device: str) -> Any:
-    """Imports DeepSpeed without what it would do on its own.
+@contextmanager
+def _hidden(name: str) -> Iterator[None]:
+    """Makes `import name` fail, unless it was imported before."""
+    if name in sys.modules:
+        yield
+        return
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
 
-    On a CPU it must be told so first. TORCHDYNAMO_DISABLE saves the import of inductor (about 1 s), which its Muon
-    would trigger; the flag is read when dynamo is imported, so it is taken back for whoever compiles or exports here
-    later. Its shared-memory op would be compiled on first use, though only inference calls it.
+
+def _import_deepspeed(device: str) -> Any:
+    """Imports DeepSpeed without what it would do on its own: seconds for each worker that starts.
+
+    On a CPU it must be told so first. TORCHDYNAMO_DISABLE saves the import of inductor, which its Muon would trigger
+    as soon as an engine is made, so that is imported here; the flag is read when dynamo is imported, so it is taken
+    back for whoever compiles or exports here later. Its tuner would import mlflow where there is one. Its shared-memory
+    op would be compiled on first use, though only inference calls it.
     """
     if device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     asked = os.environ.get("TORCHDYNAMO_DISABLE", "1")
-    with _environment({"TORCHDYNAMO_DISABLE": asked}):
+    with _environment({"TORCHDYNAMO_DISABLE": asked}), _hidden("mlflow"):
         import deepspeed
         import deepspeed.ops
+        import deepspeed.runtime.zero.muon.muon_optimizer
 
         config: Any = importlib.import_module("torch._dynamo.config")
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -5,23 +5,40 @@ Ray keeps no checkpoints of ours: they lie in the job's work folder, where every
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from components.context import Context
-from components.errors import CheckpointError, PenstockError, StageError, name_error
+from components.errors import StageError
 from components.ray_connection import connect_ray
 from components.train.device import Hardware, Placement, plan_placement
+from components.train.failures import first_failure
 from components.train.job import TrainJob, TrainResult
 from components.train.result import read_result
 
-if TYPE_CHECKING:
-    from ray.train.v2.api.exceptions import WorkerGroupError
-
 PLACEMENT_TIMEOUT_S = 30.0
 POLL_INTERVAL_S = 1.0
+RESIZE_INTERVAL_S = 15.0
+"""How often an elastic training looks whether it may grow; growing begins anew from the newest checkpoint."""
+GROUP_VARIABLES = {
+    # Ends a group 2 s earlier.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+    # A stopped or stuck worker is given up after this; the default is 10 minutes.
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
+}
+ELASTIC_VARIABLES = {
+    # Right after a loss Ray may still count on the lost machine; it tries a smaller group after this.
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "5",
+    # Each look at the workers adds a line to Ray's log.
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "1",
+}
+START_LIMIT = 10
+"""Groups that may fail to start, each after Ray's 60 s without room: a lost machine is waited for that long."""
+ELASTIC_START_LIMIT = 1000
 
 
 @dataclass(frozen=True)
@@ -34,11 +51,11 @@ class ContextWorker:
     local_rank: int = 0
 
     def progress(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
-        self.context.event("progress", step, total, metrics)
+        self.context.event("progress", step, total, metrics, workers=self.world_size)
 
     def report(self, epoch: int, metrics: Mapping[str, float]) -> None:
         if self.rank == 0:
-            self.context.event("metric", epoch, metrics=metrics)
+            self.context.event("metric", epoch, metrics=metrics, workers=self.world_size)
             self.context.track("metrics", step=epoch, metrics=dict(metrics))
 
     def speed(self, epoch: int, metrics: Mapping[str, float]) -> None:
@@ -72,40 +89,56 @@ def launch_here(job: TrainJob, context: Context) -> TrainResult:
 
 
 def launch_group(job: TrainJob, context: Context) -> TrainResult:
-    """Trains as a Ray Train group on the cluster this process is connected to, or that RAY_ADDRESS names."""
+    """Trains as a Ray Train group on the cluster this process is connected to, or that RAY_ADDRESS names.
+
+    A worker that dies is replaced; with `workers: {min, max}` training goes on without it until there is room again.
+    """
     import os
 
-    # Ends a group 2 s earlier; read when Ray Train is imported.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
+    elastic = job.train.min_workers is not None
+    # Read when Ray Train is imported, and carried to its controller.
+    for name, value in GROUP_VARIABLES.items():
+        os.environ.setdefault(name, value)
+    if elastic:
+        os.environ.update(ELASTIC_VARIABLES)
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
+    from components.train.restarts import RestartPolicy, name_group_failure
+
     connect_ray(log_to_driver=True)
     placement = plan_placement(cluster_hardware(ray.cluster_resources()), job.train.workers, job.train.precision)
-    wait_for_room(placement, job.train.workers)
+    fewest = job.train.world_sizes()[0]
+    wait_for_room(placement, fewest)
     trainer = TorchTrainer(
         run_worker,
         train_loop_config={"job": job, "context": context},
         torch_config=TorchConfig(backend=placement.backend),
         scaling_config=ScalingConfig(
-            num_workers=job.train.workers,
+            num_workers=(job.train.min_workers, job.train.workers) if elastic else job.train.workers,
+            elastic_resize_monitor_interval_s=RESIZE_INTERVAL_S,
             use_gpu=placement.gpus_per_worker > 0,
             resources_per_worker=resources(placement),
         ),
         run_config=RunConfig(
             name="train",
             storage_path=str(job.work_folder / "ray"),
-            failure_config=FailureConfig(max_failures=0),
+            # The policy counts; what it lets pass is tried again.
+            failure_config=FailureConfig(
+                max_failures=-1, controller_failure_limit=ELASTIC_START_LIMIT if elastic else START_LIMIT
+            ),
+            callbacks=[RestartPolicy(job.work_folder, context, job.train.max_restarts)],
         ),
     )
     try:
-        trainer.fit()
+        with watch_nodes(lambda: tell_lack(context, placement, fewest)):
+            trainer.fit()
     except WorkerGroupError as error:
-        raise first_failure(error) from error
+        raise first_failure(error.worker_failures) from error
     except ControllerError as error:
-        raise StageError(f"The training group could not be run: {name_error(error.controller_failure)}.") from error
+        raise name_group_failure(error.controller_failure) from error
     result = read_result(job)
     if result is None:
         raise StageError(f"The training group ended without a result in {job.work_folder}; see the stage's log.")
@@ -121,6 +154,47 @@ def run_worker(config: dict[str, Any]) -> None:
     ranks = ray.train.get_context()
     worker = ContextWorker(config["context"], ranks.get_world_rank(), ranks.get_world_size(), ranks.get_local_rank())
     train(config["job"], worker)
+
+
+@contextmanager
+def watch_nodes(look: Callable[[], None]) -> Iterator[None]:
+    """Tells Ray Train of lost and new machines within seconds, and calls `look` then.
+
+    It decides by what its coordinator reserved, which looks at the machines only every 20 s, and there is no setting.
+    """
+    ended = threading.Event()
+    watcher = threading.Thread(target=_tell_of_nodes, args=(ended, look), daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+
+
+def _tell_of_nodes(ended: threading.Event, look: Callable[[], None]) -> None:
+    import ray
+
+    known: set[str] | None = None
+    while not ended.wait(POLL_INTERVAL_S):
+        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+        if known is not None and alive != known:
+            with suppress(ValueError):  # a group that is still starting has none
+                coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
+                coordinator.get_reserved_resources.remote("", True)
+            look()
+        known = alive
+
+
+def tell_lack(context: Context, placement: Placement, workers: int) -> None:
+    """Says so when the machines that are left have no room for the fewest workers."""
+    import ray
+
+    lacking = missing_resources(ray.cluster_resources(), placement, workers)
+    if lacking is not None:
+        context.warn(
+            f"A machine was lost, and {workers} workers have no room ({lacking}): training waits for machines."
+        )
 
 
 def cluster_hardware(resources: Mapping[str, float]) -> Hardware:
@@ -167,26 +241,3 @@ def wait_for_room(placement: Placement, workers: int) -> None:
                 field="train.workers",
             )
         time.sleep(POLL_INTERVAL_S)
-
-
-def first_failure(error: WorkerGroupError) -> PenstockError:
-    """The reason of a failed group in one sentence: our own error as it was raised, else the first worker's words.
-
-    When one worker fails, the others report broken connections; an error of ours is the cause of those.
-    """
-    failures = [root_cause(failure) for _, failure in sorted(error.worker_failures.items())]
-    for failure in failures:
-        if isinstance(failure, CheckpointError | PenstockError):
-            return failure
-    return (
-        StageError(f"Training failed in a worker: {name_error(failures[0])}.") if failures else StageError(str(error))
-    )
-
-
-def root_cause(error: BaseException) -> BaseException:
-    """The error a worker raised, out of Ray's wrappings."""
-    while True:
-        inner = getattr(error, "cause", None) or getattr(error, "_cause", None)
-        if not isinstance(inner, BaseException):
-            return error
-        error = inner

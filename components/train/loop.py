@@ -18,6 +18,7 @@ from components.errors import StageError
 from components.train.augment import augment_images
 from components.train.engine import Update
 from components.train.evaluation import evaluate
+from components.train.failures import count_restarts
 from components.train.feed import Inputs
 from components.train.job import TrainJob, TrainResult, Worker
 from components.train.optimizer import weight_penalty
@@ -325,6 +326,7 @@ def finish(session: Session) -> TrainResult:
         "overflowed_steps": len(progress.overflowed),
         "rollbacks": progress.rollbacks,
         "loss_spikes": len(progress.spikes),
+        "restarts": count_restarts(session.job.work_folder),
         "seconds": round(meter.seconds, 3),
         **{name: round(value, 4) for name, value in meter.pace(progress.step).items() if name != "eta_s"},
     }

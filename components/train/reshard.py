@@ -27,7 +27,7 @@ def make_universal(folder: Path, target: Path) -> None:
     """
     from deepspeed.checkpoint.ds_to_universal import main
 
-    from components.train.deepspeed_engine import TAG
+    from components.train.deepspeed_engine import COMMON_NAME, TAG
 
     shutil.rmtree(target, ignore_errors=True)
     target.mkdir(parents=True)
@@ -44,6 +44,7 @@ def make_universal(folder: Path, target: Path) -> None:
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             main(options)
+        shutil.copyfile(folder / COMMON_NAME, target / COMMON_NAME)
     except Exception as error:  # whatever it stumbles over, the user needs one sentence
         raise CheckpointError(
             f"{folder} cannot be divided among other workers ({name_error(error)}); set train.workers back, "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +24,8 @@ from components.train.session import SEQ_LEN, network_inputs
 
 KEPT_FROM_SPEC = (
     "workers",
+    "min_workers",
+    "max_restarts",
     "zero",
     "epochs",
     "max_steps",
@@ -88,11 +91,11 @@ def make_job(config: StageConfig, dataset: Path, sweep: Artifact | None, context
 def winner(best: Mapping[str, Any], spec: TrainConfig) -> tuple[ModelConfig, TrainConfig]:
     """Model and training of a sweep's best trial, to be trained again as the spec says.
 
-    A batch that the winner chose may not divide by the spec's workers; then it is rounded up to one that does.
+    A batch that the winner chose may not divide by all numbers of workers; then it is rounded up to one that does.
     """
     searched = TrainConfig.model_validate(best["train"])
     values = {**searched.model_dump(), **{name: spec.model_dump()[name] for name in KEPT_FROM_SPEC}}
-    parts = values["workers"] * values["gradient_accumulation_steps"]
+    parts = math.lcm(*spec.world_sizes()) * values["gradient_accumulation_steps"]
     values["global_batch_size"] = -(-values["global_batch_size"] // parts) * parts
     return parse_model_config(best["model"]), TrainConfig.model_validate(values)
 

@@ -68,14 +68,16 @@ def check_aims(tune: TuneConfig, task: Task) -> list[SpecError]:
 
 def pareto_set(points: Sequence[Mapping[str, Any]], aims: Sequence[Aim]) -> list[int]:
     """Places of the points that no other one beats in one aim without losing in another."""
-    values = [[aim.sign * point[aim.name] for aim in aims] for point in points]
-
-    def beaten(mine: Sequence[float]) -> bool:
-        return any(
-            all(a >= b for a, b in zip(other, mine, strict=True)) and list(other) != list(mine) for other in values
-        )
-
-    return [place for place, mine in enumerate(values) if not beaten(mine)]
+    values = [tuple(aim.sign * point[aim.name] for aim in aims) for point in points]
+    front: list[int] = []
+    # What beats a point is the larger one of the two in this order: it is in the front before the point's turn.
+    for place in sorted(range(len(values)), key=lambda place: values[place], reverse=True):
+        mine = values[place]
+        if not any(
+            values[other] != mine and all(a >= b for a, b in zip(values[other], mine, strict=True)) for other in front
+        ):
+            front.append(place)
+    return sorted(front)
 
 
 def pick(points: Sequence[Mapping[str, Any]], aims: Sequence[Aim], max_drop: float, prefer: str | None) -> int:

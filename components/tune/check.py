@@ -22,7 +22,10 @@ from components.tune.fields import apply_config, field_names, fields_of, merge_c
 from components.tune.space import SearchSpace
 
 SECTIONS = ("model", "train")
-FIXED_FIELDS = ("train.epochs", "train.max_steps", "train.validate_every_steps", "train.workers", "train.zero")
+FIXED_FIELDS = (
+    "train.epochs", "train.max_steps", "train.validate_every_steps", "train.workers", "train.min_workers",
+    "train.max_restarts", "train.zero",
+)  # fmt: skip
 """The final training takes these from the spec, so a sweep over them would be about nothing."""
 MAX_COMBINATIONS = 300
 """Combinations tried before a value is refused by a rule between fields: `check` must answer at once."""

@@ -22,8 +22,9 @@ from typing import Any
 from components.errors import StageError, first_line
 from components.ray_connection import connect_ray
 from components.train.device import Hardware, Placement, plan_placement
+from components.train.failures import first_failure, root_cause
 from components.train.group import Group
-from components.train.launch import cluster_hardware, first_failure, resources, root_cause, wait_for_room
+from components.train.launch import cluster_hardware, resources, wait_for_room
 from components.tune.runners import deliver, remove_checkpoints
 from components.tune.sweep import Sweep
 from components.tune.trial import TrainFunction, TrialSettings, TrialStopped, measure
@@ -149,8 +150,9 @@ def _answer(sweep: Sweep, settings: TrialSettings, groups: Groups, group: int, q
     if question["kind"] == "message":
         return deliver(sweep, question["number"], question["message"])
     groups.idle_starts = 0
-    groups.trials.pop(group, None)
-    remove_checkpoints(sweep, settings)
+    before = groups.trials.pop(group, None)
+    if before is not None:
+        remove_checkpoints(sweep, settings, before)
     trial = sweep.next_trial()
     if trial is None:
         return None if sweep.ended >= sweep.total else {"wait_s": IDLE_WAIT_S}
@@ -233,7 +235,7 @@ def hold_group(mailbox: Any, number: int, settings: TrialSettings, train: TrainF
     try:
         trainer.fit()
     except WorkerGroupError as error:
-        raise first_failure(error) from None
+        raise first_failure(error.worker_failures) from None
     except ControllerError as error:
         raise StageError(f"The group could not be run: {first_line(error.controller_failure)}.") from None
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -29,8 +30,12 @@ if TYPE_CHECKING:
     from ray.tune.search import Searcher
 
 PLACEMENT_TIMEOUT_S = 30
+TRIALS_PER_RUN = 1000
+"""Tune keeps some 30 KB of each trial it ever ran; a new run of Tune after so many (seconds) gives them back."""
 THREAD_END_TIMEOUT_S = 60
 """How long a stopped trial may take to unwind before its process is given up."""
+LOST = re.compile(r"actor \w+ is unavailable|node has died|node was terminated")
+"""What Ray says of an actor whose node is gone, or does not answer any more."""
 TUNE_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -186,12 +191,15 @@ def make_searcher(sweep: Sweep, count: int) -> Searcher:
     from ray.tune.search import Searcher
 
     class JournalSearcher(Searcher):
+        handed_out = 0
+
         def suggest(self, trial_id: str) -> dict[str, Any] | str | None:
-            if sweep.ended >= sweep.total:
+            if sweep.ended >= sweep.total or self.handed_out >= TRIALS_PER_RUN:
                 return Searcher.FINISHED
             trial = sweep.next_trial() if sweep.running < count else None
             if trial is None:
                 return None
+            self.handed_out += 1
             return {"number": trial.number, "values": json.dumps(trial.config), "seed": trial.seed}
 
         def on_trial_complete(self, trial_id: str, result: dict | None = None, error: bool = False) -> None:
@@ -224,12 +232,13 @@ def make_scheduler(sweep: Sweep, settings: TrialSettings, warn: Callable[[str], 
             return self.CONTINUE if goes_on else self.STOP
 
         def on_trial_complete(self, controller: Any, trial: Any, result: Mapping[str, Any]) -> None:
-            remove_checkpoints(sweep, settings)
+            remove_checkpoints(sweep, settings, trial.config["number"])
 
         def on_trial_error(self, controller: Any, trial: Any) -> None:
             path, number = Path(trial.error_file), trial.config["number"]
+            text = path.read_text() if path.exists() else ""
             reason = take_hung_reason(settings.folder(number))
-            sweep.fail(number, reason or name_death(path.read_text() if path.exists() else ""))
+            sweep.fail(number, reason or name_death(text), lost=reason is None and machine_was_lost(text))
 
         def choose_trial_to_run(self, controller: Any) -> Any:
             if self.waiting_since is not None:
@@ -247,8 +256,15 @@ def make_scheduler(sweep: Sweep, settings: TrialSettings, warn: Callable[[str], 
     return JournalScheduler()
 
 
+def machine_was_lost(text: str) -> bool:
+    """Whether it was the machine, not the process on it, that Ray lost."""
+    return LOST.search(text) is not None
+
+
 def name_death(text: str) -> str:
     """Why a trial's process was given up, without addresses and pids: equal sweeps have equal records."""
+    if machine_was_lost(text):
+        return "its machine was lost"
     if "OutOfMemory" in text or "out of memory" in text:
         return "its process ran out of memory"
     if "ActorDied" in text or "actor died" in text or not text.strip():

@@ -92,7 +92,7 @@ class Reporter:
         self.epochs[trial.number] = len(trial.reports)
         pace = {**record["pace"], self.facts.metric: record["metrics"][self.facts.metric], "eta_s": self._eta_s()}
         # In trials, like the trial events: both move the same bar.
-        more = {"trial": trial.number, "epoch": epoch, "standing": self.standing()}
+        more = {**self._place(trial), "epoch": epoch}
         self.context.event("progress", len(self.ended), self.total, pace, **more)
 
     def _end(self, trial: Trial) -> None:
@@ -102,14 +102,19 @@ class Reporter:
         self._trial_event(trial, best_metrics(trial, self.facts))
 
     def _trial_event(self, trial: Trial, metrics: Mapping[str, float]) -> None:
-        more: dict[str, Any] = {"trial": trial.number, "state": trial.state, "config": trial.config}
+        more = {**self._place(trial), "state": trial.state, "config": trial.config}
         more |= {"chosen_by": trial.chosen_by, "epochs": len(trial.reports), "reason": trial.reason}
-        more["standing"] = self.standing()
         self.context.event("trial", len(self.ended), self.total, metrics, **more)
+
+    def _place(self, trial: Trial) -> dict[str, Any]:
+        """What every event of a trial says, so that each can be drawn by itself."""
+        aim = {"metric": self.facts.metric, "mode": self.facts.mode, "epochs_total": self.facts.epochs}
+        return {"trial": trial.number, **aim, "standing": self.standing()}
 
     def _epochs_done(self) -> int:
         """Epochs run, or spared by a stop."""
-        return sum(self.facts.epochs if number in self.ended else count for number, count in self.epochs.items())
+        ended = self.ended
+        return sum(self.facts.epochs if number in ended else count for number, count in self.epochs.items())
 
     def _eta_s(self) -> float:
         done = self._epochs_done()

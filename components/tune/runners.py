@@ -54,9 +54,9 @@ def deliver(sweep: Sweep, number: int, message: Message) -> bool:
     return False
 
 
-def remove_checkpoints(sweep: Sweep, settings: TrialSettings) -> None:
-    """Frees the disk of trials that ended; what a failed one left to read (error.txt) stays."""
-    for trial in sweep.in_order():
+def remove_checkpoints(sweep: Sweep, settings: TrialSettings, number: int | None = None) -> None:
+    """Frees the disk of trials that ended, of all or of one; what a failed one left to read (error.txt) stays."""
+    for trial in sweep.in_order() if number is None else [sweep.trials[number]]:
         folder = settings.folder(trial.number)
         if trial.state in ("finished", "stopped") and folder.exists():
             shutil.rmtree(folder, ignore_errors=True)
@@ -70,7 +70,7 @@ def run_here(sweep: Sweep, settings: TrialSettings, train: TrainFunction) -> Non
             run_trial(settings, trial.number, trial.config, train, carrier.send, trial.seed)
         if carrier.error is not None:
             raise carrier.error
-        remove_checkpoints(sweep, settings)
+        remove_checkpoints(sweep, settings, trial.number)
 
 
 class _Carrier:

@@ -66,6 +66,7 @@ class Trial:
         measured: What was measured of its network.
         reason: Why it failed last; it may have gone on since.
         failures: Times it failed.
+        losses: Machines that were lost under it since its last report.
         seed: Of its training; None is the spec's.
         repeat_of: The finalist that it repeats with another seed.
         takeovers: Where it took over from another trial: {"epoch", "source", "config"} (population based training).
@@ -79,6 +80,7 @@ class Trial:
     state: State = "running"
     reason: str | None = None
     failures: int = 0
+    losses: int = 0
     seed: int | None = None
     repeat_of: int | None = None
     takeovers: list[dict[str, Any]] = field(default_factory=list)
@@ -135,11 +137,17 @@ class SweepState:
         return best_metrics(trial, self.facts)
 
     def rated(self) -> list[Trial]:
-        """Trials that may win: they ended without failing, and every aim of theirs is known."""
-        ended = [trial for trial in self.searched() if trial.state in ("finished", "stopped") and trial.reports]
-        if self.facts.folds:
-            ended = [trial for trial in ended if len(trial.reports) == self.facts.folds]
-        return [trial for trial in ended if all(aim.name in self.metrics(trial) for aim in self.facts.aims)]
+        """Trials that may win."""
+        return [trial for trial in self.searched() if self.is_rated(trial)]
+
+    def is_rated(self, trial: Trial) -> bool:
+        """Whether a trial may win: it ended without failing, and every aim of it is known."""
+        if trial.state not in ("finished", "stopped") or not trial.reports:
+            return False
+        if self.facts.folds and len(trial.reports) < self.facts.folds:
+            return False
+        known = self.metrics(trial)
+        return all(aim.name in known for aim in self.facts.aims)
 
     def pareto(self) -> list[Trial]:
         """Trials that none beats in one aim without losing in another."""
@@ -181,6 +189,7 @@ class SweepState:
     def _on_report(self, record: Record) -> None:
         trial = self.trials[record["trial"]]
         trial.reports[record["epoch"]] = record["metrics"]
+        trial.losses = 0
         if record.get("waits"):
             trial.state = "waiting"
         elif not record["goes_on"]:
@@ -188,7 +197,11 @@ class SweepState:
 
     def _on_retry(self, record: Record) -> None:
         trial = self.trials[record["trial"]]
-        trial.failures, trial.reason = trial.failures + 1, record["reason"]
+        trial.reason = record["reason"]
+        if record.get("lost"):
+            trial.losses += 1
+        else:
+            trial.failures += 1
 
     def _on_end(self, record: Record) -> None:
         trial = self.trials[record["trial"]]

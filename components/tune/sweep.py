@@ -24,6 +24,9 @@ from components.tune.space import SearchSpace
 from components.tune.state import ENDED, SweepFacts, SweepState, Trial
 from components.tune.stopping import make_stop_rule
 
+MAX_LOSSES = 5
+"""Machines that a trial may lose without a new report in between."""
+
 
 @dataclass(frozen=True)
 class SweepPlan:
@@ -162,12 +165,18 @@ class Sweep(SweepState):
         if self.trials[number].state == "running":
             self._end(number, "finished", None)
 
-    def fail(self, number: int, reason: str) -> None:
-        """The trial broke. It is handed out again while it has retries left; the others go on in any case."""
+    def fail(self, number: int, reason: str, lost: bool = False) -> None:
+        """The trial broke. It is handed out again while it has retries left; the others go on in any case.
+
+        A machine that was `lost` is not the trial's fault: it costs no retry, as long as the trial gets any further.
+        """
         trial = self.trials[number]
         if trial.state != "running" or number in self.to_resume:
             return
-        if trial.failures < self.plan.tune.retries:
+        if lost and trial.losses < MAX_LOSSES:
+            self._record("retry", trial=number, reason=reason, lost=True)
+            self.to_resume.append(number)
+        elif trial.failures < self.plan.tune.retries:
             self._record("retry", trial=number, reason=reason)
             self.to_resume.append(number)
         else:
@@ -178,10 +187,10 @@ class Sweep(SweepState):
         self._complete_generation()
 
     def _suggest(self, number: int) -> Trial:
-        history = [
-            *map(observation_of, self.observed),
-            *(self._observation(trial) for trial in self.searched() if trial.state != "failed"),
-        ]
+        history: list[Observation] = []
+        if self.plan.tune.search == "bayesian":  # no other search looks at it, and a sweep may be long
+            history += map(observation_of, self.observed)
+            history += (self._observation(trial) for trial in self.searched() if trial.state != "failed")
         suggestion = suggest(self.plan.tune, self.plan.space, self.plan.seed, number, history, self.plan.aims)
         self._record("suggest", trial=number, config=dict(suggestion.config), chosen_by=suggestion.chosen_by)
         return self.trials[number]
@@ -189,7 +198,7 @@ class Sweep(SweepState):
     def _observation(self, trial: Trial) -> Observation:
         values = {epoch: metrics[self.facts.metric] for epoch, metrics in trial.reports.items()}
         known = self.metrics(trial)
-        finals = tuple(known[aim.name] for aim in self.plan.aims) if trial in self.rated() else ()
+        finals = tuple(known[aim.name] for aim in self.plan.aims) if self.is_rated(trial) else ()
         return Observation(trial.config, values, "running" if trial.state == "waiting" else trial.state, finals)  # type: ignore[arg-type]
 
     def _waits_after(self, epoch: int) -> bool:
@@ -200,6 +209,8 @@ class Sweep(SweepState):
 
     def _complete_generation(self) -> None:
         """Decides the take-overs once the last member of the population waits, and has their checkpoints moved."""
+        if self.plan.tune.scheduler != "pbt":
+            return
         waiting = [trial for trial in self.in_order() if trial.state == "waiting"]
         complete = len(self.trials) == self.total and all(trial.state != "running" for trial in self.trials.values())
         if waiting and complete:

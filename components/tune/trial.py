@@ -13,6 +13,7 @@ from components.models.config import ModelConfig
 from components.train.config import TrainConfig
 from components.train.job import TrainJob, TrainResult, Worker
 from components.tune.fields import apply_config
+from components.tune.leftovers import leftovers_ended
 
 TrainFunction = Callable[[TrainJob, Worker], TrainResult]
 Message = dict[str, Any]
@@ -73,7 +74,7 @@ class TrialSettings:
         return TrainJob(
             task=self.task,
             model=model,
-            train=train.model_copy(update={"workers": self.workers, "global_batch_size": batch}),
+            train=train.model_copy(update={"workers": self.workers, "min_workers": None, "global_batch_size": batch}),
             seed=self.seed if seed is None else seed,
             dataset=self.dataset,
             work_folder=self.folder(number),
@@ -120,10 +121,11 @@ def run_trial(
         job = settings.job(number, config, seed)
         if settings.measures:
             send({"state": "measured", "metrics": measure(job, settings.measures)})
-        if settings.folds:
-            train_folds(settings, job, TrialWorker(send), train)
-        else:
-            train(job, TrialWorker(send))
+        with leftovers_ended():
+            if settings.folds:
+                train_folds(settings, job, TrialWorker(send), train)
+            else:
+                train(job, TrialWorker(send))
     except TrialStopped:
         raise
     except (Exception, SystemExit) as error:  # noqa: BLE001 - recorded with its trial; the others go on

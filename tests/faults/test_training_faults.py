@@ -35,20 +35,3 @@ def test_A1_two_workers_killed_end_bit_for_bit_the_same(digits: Artifact, tmp_pa
     first, second = train(killed, FakeWorker()), train(whole, FakeWorker())
     assert first.weights.read_bytes() == second.weights.read_bytes()
     assert first.history == second.history
-
-
-@pytest.mark.parametrize("stage", [0, 2, 3])
-def test_a_checkpoint_of_two_workers_is_continued_by_one(stage: int, digits: Artifact, tmp_path: Path) -> None:
-    """The order of the rows stays, so does the loss: in fp32 without dropout only sums are added in another order."""
-    model = {"architecture": "mlp", "hidden_sizes": [16], "dropout": 0.0}
-    values = {"workers": 2, "zero": {"stage": stage}, "epochs": 4}
-    whole = train(make_job(digits, tmp_path / "whole", model, epochs=4), FakeWorker())
-    job = make_job(digits, tmp_path / "pair", model, **values)
-    assert any(train_pair(job, tmp_path / "meet", stop_at=2))
-    worker = FakeWorker()
-    alone = train(job, worker)
-    assert alone.facts["resumed_from_step"] == 16
-    assert "written by 2 workers" in worker.warnings[0]
-    for entry, expected in zip(alone.history, whole.history, strict=True):
-        assert entry["train_loss"] == pytest.approx(expected["train_loss"], rel=1e-3)
-        assert entry["loss"] == pytest.approx(expected["loss"], rel=1e-3)

@@ -12,7 +12,8 @@ from components.train.config import TrainConfig, ZeroConfig
 from components.train.plan import machine
 from pipelines.cli import main
 from pipelines.commands.plan import parse_size
-from pipelines.plan import PlanOptions, make_plan, memory_error
+from pipelines.plan import PlanOptions, make_plan, make_planner, memory_error, written_setting
+from pipelines.plan_inputs import Assumptions
 from pipelines.spec import load_spec
 
 GIB = 1 << 30
@@ -138,3 +139,14 @@ def test_a_choice_that_the_spec_cannot_name_yet_says_so() -> None:
     for name in plan["chosen"]["changes"]:
         known = name in ("train.zero.stage", "train.gradient_accumulation_steps") or name.split(".")[-1] in FIELDS
         assert known != any(line.startswith(f"{name} is there") for line in plan["assumed"])
+
+
+def test_of_a_range_of_workers_the_fewest_count(spec: Path, tmp_path: Path) -> None:
+    path = tmp_path / "elastic.yaml"
+    train = {**LLAMA["train"], "workers": {"min": 2, "max": 4}, "global_batch_size": 48, "zero": {"stage": 3}}
+    path.write_text(json.dumps({**LLAMA, "train": train}))
+    loaded, assume = load_spec(path).spec, Assumptions()
+    planner = make_planner(loaded, PlanOptions(), assume)
+    assert planner.demand.workers == 2
+    assert written_setting(loaded, planner).micro_batch_size == 24
+    assert any("2 of 2 to 4 workers" in line for line in assume.lines)

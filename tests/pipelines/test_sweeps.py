@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 
 from components.context import read_lines
+from components.tracking.client import make_client
 from pipelines.cli import main
 from pipelines.run_folder import RunFolder
 from pipelines.spec import load_spec
+from tests.mlflow_server import mlflow_server
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -51,10 +53,11 @@ class Command:
         self.exit_code = main([*arguments, "--json"])
         return json.loads(self.capsys.readouterr().out)
 
-    def run(self, name: str, **tune: Any) -> dict[str, Any]:
+    def run(self, name: str, offline: bool = True, **tune: Any) -> dict[str, Any]:
         path = self.home.parent / f"{name}.json"
         path.with_suffix(".yaml").write_text(json.dumps({**SPEC, "tune": {**SPEC["tune"], **tune}}))
-        return self("run", str(path.with_suffix(".yaml")), "--until", "tune", "--debug", "--offline")
+        more = ["--offline"] if offline else []
+        return self("run", str(path.with_suffix(".yaml")), "--until", "tune", "--debug", *more)
 
     def notes(self, run_id: str) -> list[str]:
         events = read_lines(RunFolder(self.home / "runs" / run_id).events_path)
@@ -118,6 +121,29 @@ def test_another_space_and_searcher_is_told_the_trials_that_lie_in_it(penstock, 
 def test_without_warm_start_nothing_is_told(penstock, first):
     alone = penstock.run("alone", search="bayesian", warm_start=False)["run_id"]
     assert penstock("tune", "show", alone)["observed"] == 0
+
+
+def test_runs_of_a_live_mlflow_server_are_told_and_the_sweep_is_tracked_there(penstock, tmp_path, monkeypatch):
+    with mlflow_server(tmp_path) as address:
+        client = make_client(address)
+        experiment = client.create_experiment("old-sweep")
+        for rate, dropout, accuracy in [(0.001, 0.0, 0.7), (0.004, 0.1, 0.9), (0.009, 0.1, 0.8), (5.0, 0.1, 0.1)]:
+            run = client.create_run(experiment).info.run_id
+            client.log_param(run, "lr", rate)
+            client.log_param(run, "model.dropout", dropout)
+            client.log_metric(run, "val_acc", accuracy)
+            client.set_terminated(run)
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        past = {"experiment": "old-sweep", "metric": "val_acc", "params": {"train.learning_rate": "lr"}}
+        told = penstock.run("imported", offline=False, search="bayesian", warm_start=False, mlflow=past)
+        assert penstock.notes(told["run_id"])[0].endswith("Of MLflow's runs 3 lie in it, 1 do not.")
+        shown = penstock("tune", "show", told["run_id"])
+        assert shown["observed"] == 3 and shown["trials"][0]["chosen_by"] == "model"
+        ours = client.get_experiment_by_name("penstock").experiment_id
+        tracked = {run.info.run_name: run.data for run in client.search_runs([ours])}
+        assert {"tune/0", "tune/1"} <= {data.tags["penstock.path"] for data in tracked.values()}
+        (best,) = [data for data in tracked.values() if data.tags["penstock.path"] == "tune/0"]
+        assert best.metrics["accuracy"] == shown["trials"][0]["metrics"]["accuracy"]
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,13 @@ import io
 
 from pipelines.view import LiveView, PlainView, describe_metrics
 
+PLACE = {"metric": "accuracy", "mode": "max", "epochs_total": 9, "standing": "best 0.9 (trial 0)"}
 EVENTS = [
     {"stage": "train", "kind": "begin", "time": 1.0, "step": None, "total": None, "metrics": {}},
     {"stage": "train", "kind": "progress", "time": 2.0, "step": 3, "total": 10,
      "metrics": {"loss": 0.5, "samples_per_s": 1234.0, "eta_s": 7.0}},
     {"stage": "tune", "kind": "trial", "time": 2.0, "step": 1, "total": 6, "metrics": {"accuracy": 0.9}, "trial": 0,
-     "state": "finished", "config": {"train.learning_rate": 0.001234}},
+     "state": "finished", "config": {"train.learning_rate": 0.001234}, **PLACE},
     {"stage": "train", "kind": "warning", "time": 2.5, "step": None, "total": None, "metrics": {}, "text": "careful"},
     {"stage": "train", "kind": "end", "time": 3.0, "step": None, "total": None, "metrics": {"seconds": 2.0}},
 ]  # fmt: skip

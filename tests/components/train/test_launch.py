@@ -3,7 +3,8 @@ import pytest
 from components.context import read_lines
 from components.errors import CheckpointError, StageError
 from components.train.device import Placement
-from components.train.launch import ContextWorker, first_failure, launch, missing_resources
+from components.train.failures import first_failure
+from components.train.launch import ContextWorker, launch, missing_resources
 from tests.builders import make_context
 from tests.components.train.jobs import make_job
 
@@ -24,13 +25,6 @@ def test_missing_resources_are_counted(available, placement, workers, lacking):
     assert missing_resources(available, placement, workers) == lacking
 
 
-class Group:
-    """Stands in for Ray's error of a failed group."""
-
-    def __init__(self, failures):
-        self.worker_failures = failures
-
-
 class Wrapped(Exception):
     def __init__(self, cause):
         super().__init__("a long\ntraceback")
@@ -38,13 +32,13 @@ class Wrapped(Exception):
 
 
 def test_our_own_error_is_the_cause_of_the_others_broken_connections():
-    group = Group({0: RuntimeError("Connection closed by peer"), 1: Wrapped(CheckpointError("No whole checkpoint."))})
+    group = {0: RuntimeError("Connection closed by peer"), 1: Wrapped(CheckpointError("No whole checkpoint."))}
     error = first_failure(group)
     assert isinstance(error, CheckpointError) and error.message == "No whole checkpoint."
 
 
 def test_a_foreign_error_becomes_one_sentence():
-    error = first_failure(Group({0: Wrapped(ValueError("first line.\nsecond"))}))
+    error = first_failure({0: Wrapped(ValueError("first line.\nsecond"))})
     assert isinstance(error, StageError)
     assert error.message == "Training failed in a worker: ValueError: first line."
 

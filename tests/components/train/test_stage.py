@@ -60,3 +60,5 @@ def test_a_winners_batch_is_made_to_fit_the_workers():
     best = {"model": MODEL, "train": {"global_batch_size": 25, "workers": 1}}
     _, train = winner(best, TrainConfig(workers=2))
     assert (train.workers, train.global_batch_size) == (2, 26)
+    _, train = winner(best, TrainConfig(workers=4, min_workers=2, global_batch_size=12))
+    assert (list(train.world_sizes()), train.global_batch_size) == ([2, 3, 4], 36)
