@@ -58,12 +58,20 @@ def run(
     return Run(outcome.result, outcome.exit_code, outcome.error)
 
 
-def predict(target: str | Path, inputs: Sequence[Any] = (), files: Sequence[str | Path] = ()) -> dict[str, Any]:
+def predict(
+    target: str | Path,
+    inputs: Sequence[Any] = (),
+    files: Sequence[str | Path] = (),
+    options: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Asks an endpoint (a URL), or a model (a run, a registered name or a folder) in this process.
 
+    Args:
+        options: How a model that writes texts does it: max_new_tokens, temperature, top_k, top_p, seed, num_beams.
+
     Returns:
-        {"predictions": [{"label", "score"}, ...], "model": {"name", "version", "digest"}}
+        {"predictions": [{"label", "score"}, ...], "model": {"name", "version", "digest"}}; texts are {"text"}.
     """
     from pipelines.model_source import predict_with
 
-    return predict_with(str(target), list(inputs), [Path(file) for file in files])
+    return predict_with(str(target), list(inputs), [Path(file) for file in files], options)

@@ -10,7 +10,7 @@ from typing import Any
 
 from components.artifacts import Ref
 from components.artifacts.manifest import MANIFEST_NAME
-from components.errors import ArtifactError, SpecError
+from components.errors import ArtifactError, RequestError, SpecError
 from pipelines.run import tracking_uri
 from pipelines.run_folder import list_runs, penstock_home
 
@@ -76,21 +76,24 @@ def _registered_model(match: re.Match[str], home: Path) -> ModelSource:
 
 
 def predict_with(
-    target: str, inputs: Sequence[Any], files: Sequence[Path], sampling: Mapping[str, Any] | None = None
+    target: str, inputs: Sequence[Any], files: Sequence[Path], options: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """Asks the endpoint at the URL `target`, or predicts with the model that it names, in this process.
 
     Args:
-        sampling: Fields of `Sampling`, for a language model.
+        options: How a model that writes texts does it, by the names of `Sampling`.
     """
-    from components.models.sampling import Sampling
     from components.serve.client import predict, predict_local
 
     if target.startswith(("http://", "https://")):
+        for name in options or {}:
+            raise RequestError(
+                f"{name} is for a model that writes texts, which no endpoint serves in this version.", name
+            )
         return predict(target, inputs, files)
     source = find_model(target)
     try:
-        answer = predict_local(source.ref, inputs, files, source.version, Sampling(**(sampling or {})))
+        answer = predict_local(source.ref, inputs, files, source.version, options)
     except ArtifactError as error:
         raise ArtifactError(f"{target} cannot be used: {error.message}") from error
     answer["model"]["name"] = source.name

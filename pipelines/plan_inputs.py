@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from components.tasks import get_task
+from components.tasks.tokenizers import BUILT, pretrained_vocabulary
 from components.train.plan.network import Workload
 from components.train.plan.samples import estimate_samples
 from components.train.session import SEQ_LEN
@@ -53,18 +54,24 @@ def make_workload(spec: Spec, assume: Assumptions) -> Workload:
 
 
 def text_inputs(spec: Spec, assume: Assumptions) -> dict[str, int]:
-    """A decoder's samples have train.seq_len tokens, a classifier's data.text.max_length at most."""
-    text = spec.data.text
-    if not get_task(spec.task).packed:
-        return {"vocab_size": text.vocab_size, "max_length": text.max_length, "pad_token_id": 0}
+    """A decoder's samples have train.seq_len tokens, all others data.text.max_length at most, and a target's."""
+    text, task = spec.data.text, get_task(spec.task)
     if text.tokenizer == "character":
         assume(f"{CHARACTERS} different characters; the text is not read")
-    words = {"byte": BYTE_TOKENS, "character": CHARACTERS, "bpe": text.vocab_size}
-    return {"vocab_size": words[text.tokenizer], "max_length": spec.train.seq_len or SEQ_LEN}
+    if text.tokenizer in BUILT:
+        words = {"byte": BYTE_TOKENS, "character": CHARACTERS, "bpe": text.vocab_size}[text.tokenizer]
+    else:
+        words = pretrained_vocabulary(text.tokenizer).size
+    if task.packed:
+        return {"vocab_size": words, "max_length": spec.train.seq_len or SEQ_LEN}
+    sizes = {"vocab_size": words, "max_length": text.max_length, "pad_token_id": 0}
+    if task.target is None:
+        return sizes
+    return {**sizes, "max_target_length": text.max_target_length or text.max_length, "eos_token_id": 1}
 
 
 def class_count(spec: Spec, assume: Assumptions) -> int:
-    if get_task(spec.task).packed:
+    if get_task(spec.task).generative:
         return 0
     assume(f"{DEFAULT_CLASSES} classes; the data is not read")
     return DEFAULT_CLASSES
@@ -74,7 +81,7 @@ def sample_bytes(spec: Spec, workload: Workload) -> int | None:
     """Bytes of text that make a language model's sample; None where a row is a sample."""
     if not workload.is_decoder:
         return None
-    return workload.tokens * (BYTES_PER_BPE_TOKEN if spec.data.text.tokenizer == "bpe" else 1)
+    return workload.tokens * (1 if spec.data.text.tokenizer in ("byte", "character") else BYTES_PER_BPE_TOKEN)
 
 
 def count_samples(spec: Spec, workload: Workload, rows: int | None, assume: Assumptions) -> int | None:

@@ -123,7 +123,8 @@ def _model(artifact: Artifact | None, metrics: Mapping[str, Any]) -> dict[str, A
 def _baseline(evaluation: Artifact | None, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
     if evaluation is None or not metrics.get("baseline"):
         return None
-    kind = "n-gram" if evaluation.manifest.metadata["baseline"].startswith("n-gram") else "linear"
+    named = evaluation.manifest.metadata["baseline"]
+    kind = "linear" if "regression" in named else named.partition(" of ")[0]
     return {"kind": kind, "metrics": {"test": metrics["baseline"]}}
 
 

@@ -28,6 +28,7 @@ from components.models.config import ModelConfig
 from components.register.config import RegisterConfig
 from components.serve.config import DeployConfig
 from components.tasks import TASKS
+from components.tasks.tokenizers import BUILT
 from components.train.config import TrainConfig
 from components.tune.config import TuneConfig
 from pipelines.spec_errors import SpecErrors, explain, not_available
@@ -49,7 +50,7 @@ class Spec(Config):
     name: str = Field("model", pattern=NAME)
     """Names the run and the registered model: letters, digits, - and _."""
     task: str
-    """image-classification | text-classification | text-generation."""
+    """image-classification | text-classification | text-generation | text2text-generation."""
     seed: int = Field(0, ge=0, lt=2**31)
     """Governs all randomness but the split, which has its own seed."""
     data: DataConfig
@@ -178,12 +179,16 @@ def find_spec(source: str | Path) -> Path:
 
 
 def resolve_paths(values: dict[str, Any], folder: Path) -> None:
-    """Makes `data.source` and a `model.pretrained` that is a folder absolute, from `folder`."""
+    """Makes `data.source`, and a `data.text.tokenizer` or `model.pretrained` that is a folder, absolute."""
     data, model = values.get("data"), values.get("model")
     if isinstance(data, dict) and isinstance(data.get("source"), str) and "://" not in data["source"]:
         data["source"] = absolute(data["source"], folder)
-    if isinstance(model, dict) and isinstance(model.get("pretrained"), str) and (folder / model["pretrained"]).exists():
-        model["pretrained"] = absolute(model["pretrained"], folder)
+    text = data.get("text") if isinstance(data, dict) else None
+    for section, name in ((model, "pretrained"), (text, "tokenizer")):
+        if not isinstance(section, dict) or not isinstance(section.get(name), str) or section[name] in BUILT:
+            continue
+        if (folder / section[name]).exists():
+            section[name] = absolute(section[name], folder)
 
 
 def absolute(path: str, folder: Path) -> str:
@@ -227,7 +232,7 @@ def _override(values: dict[str, Any], name: str, value: Any) -> None:
             inner = target[section] = {}
         target = inner
     target[last] = parse_value(value) if isinstance(value, str) else value
-    if name in ("data", "model", "data.source", "model.pretrained"):
+    if name in ("data", "model", "data.source", "data.text", "data.text.tokenizer", "model.pretrained"):
         resolve_paths(values, Path.cwd())
 
 

@@ -9,6 +9,7 @@ from components.errors import PenstockError, SpecError
 from components.models.lora import check_lora
 from components.serve.keys import is_loopback
 from components.tasks import get_task
+from components.tasks.tokenizers import BUILT
 from components.tune.check import check_tune
 
 if TYPE_CHECKING:
@@ -57,24 +58,35 @@ def _stages_fit(spec: Spec) -> list[PenstockError]:
 
 
 def _tokens_fit(spec: Spec) -> list[PenstockError]:
-    """What only a language model has, and what it has not."""
-    packed, errors = get_task(spec.task).packed, list[PenstockError]()
+    """What only tasks that write texts have, or a language model alone, and what they have not."""
+    task, errors = get_task(spec.task), list[PenstockError]()
+    packed = task.packed
     if not packed and spec.train.seq_len is not None:
         errors.append(
             SpecError(f"train.seq_len is for language models; a {spec.task} text is as long as data.text.max_length.",
                       "train.seq_len")
         )  # fmt: skip
-    if not packed and spec.data.text.tokenizer != "bpe":
-        errors.append(SpecError(f"data.text.tokenizer {spec.data.text.tokenizer} is for language models; use bpe.",
-                                "data.text.tokenizer"))  # fmt: skip
-    if packed:
+    if not task.generative and spec.data.text.tokenizer != "bpe":
+        errors.append(SpecError(f"data.text.tokenizer {spec.data.text.tokenizer} is for tasks that write texts; use "
+                                "bpe.", "data.text.tokenizer"))  # fmt: skip
+    if task.generative and spec.model.pretrained is not None and spec.data.text.tokenizer in BUILT:
+        errors.append(SpecError(f"model.pretrained is {spec.model.pretrained!r}, whose weights know its own tokens "
+                                f"alone, but data.text.tokenizer is {spec.data.text.tokenizer}; set it to "
+                                f"{spec.model.pretrained!r} too.", "data.text.tokenizer"))  # fmt: skip
+    if task.target is None and spec.data.text.max_target_length is not None:
+        errors.append(SpecError(f"data.text.max_target_length is for text2text-generation, and the task is {spec.task};"
+                                " remove it.", "data.text.max_target_length"))  # fmt: skip
+    if task.target is None and spec.evaluate is not None and spec.evaluate.num_beams != 1:
+        errors.append(SpecError(f"evaluate.num_beams is for text2text-generation, and the task is {spec.task}; remove "
+                                "it.", "evaluate.num_beams"))  # fmt: skip
+    if task.generative:
         for name, section in (("compress", spec.compress), ("register", spec.registry), ("deploy", spec.deploy)):
             if section is not None:
                 errors.append(SpecError(f"{name} is not available for {spec.task} in this version; set {name}: false. "
                                         "penstock predict answers from the trained model.", name))  # fmt: skip
-        if spec.data.split.by not in ("random", "position"):
-            errors.append(SpecError(f"data.split.by {spec.data.split.by} does not fit {spec.task}; allowed: random "
-                                    "(by document), position.", "data.split.by"))  # fmt: skip
+    if packed and spec.data.split.by not in ("random", "position"):
+        errors.append(SpecError(f"data.split.by {spec.data.split.by} does not fit {spec.task}; allowed: random "
+                                "(by document), position.", "data.split.by"))  # fmt: skip
     return errors
 
 

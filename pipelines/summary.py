@@ -40,8 +40,10 @@ def metrics_table(result: Mapping[str, Any]) -> Any:
         )
     if result["baseline"]:
         rows[f"{result['baseline']['kind']} baseline"] = (None, result["baseline"]["metrics"]["test"])
-    shown = ("accuracy", "f1", "precision", "recall")
-    if "perplexity" in rows["model"][1]:
+    shown: tuple[str, ...] = ("accuracy", "f1", "precision", "recall")
+    if "exact_match" in rows["model"][1]:
+        shown = ("exact_match", "bleu", "rougeL", "loss", "accuracy")
+    elif "perplexity" in rows["model"][1]:
         shown = ("loss", "perplexity", "bits_per_byte", "accuracy")
     names = [name for name in shown if name in rows["model"][1]]
     table = Table(title=f"{result['run_id']}: {'test' if tested else 'validation'} metrics", title_justify="left")

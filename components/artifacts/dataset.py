@@ -2,9 +2,10 @@
 
     splits/train.arrow  splits/validation.arrow  splits/test.arrow     Arrow IPC files, uncompressed
         id: string       digest of the feature columns
-        label: int64     index into `classes`
-        raw columns      `text`, or `image` (encoded bytes): what the baseline and a reader of predictions want
-        encoded columns  what `Preprocessing.encode` made: `pixels` or `input_ids`
+        label: int64     index into `classes`; absent where texts are written
+        raw columns      `text`, `image` (encoded bytes), or `source` and `target`: what the baseline and a reader of
+                         predictions want
+        encoded columns  what `Preprocessing.encode` made: `pixels` or `input_ids`, of pairs also `labels`
     schema.json          {"task", "classes", "encoded": [column names], "rows": {split: count}}
     preprocess/          the fitted preprocessing, copied into every model
     report.json          the data report (not content)
@@ -42,6 +43,11 @@ class Split:
 
     def __len__(self) -> int:
         return self.table.num_rows
+
+    @property
+    def has_labels(self) -> bool:
+        """Whether each row has a class; else it has a target."""
+        return "label" in self.table.column_names
 
     def labels(self) -> np.ndarray:
         """Class indices, int64, shape (rows,)."""

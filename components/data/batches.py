@@ -29,7 +29,8 @@ DROPPED = -1
 class IndexRows:
     """First pass: everything about each row but its payload.
 
-    Gives tables of unit, row, id (32 bytes), order (uint64), label, label_type, key, problem, and the task's measures.
+    Gives tables of unit, row, id (32 bytes), order (uint64), label, label_type, key, problem, the task's measures, and
+    where texts are written target_id (32 bytes).
     """
 
     task: str
@@ -44,8 +45,9 @@ class IndexRows:
         import pyarrow as pa
 
         features, problems = raw.column("feature").to_pylist(), raw.column("problem").to_pylist()
-        ids = [feature_digest(value) if value is not None else None for value in features]
+        ids = digests(features)
         problems, measures = self.inspect(features, problems)
+        targets = {"target_id": digests(raw.column("target").to_pylist())} if self.roles.target else {}
         return pa.table(
             {
                 "unit": pa.array([unit] * len(features), pa.int32()),
@@ -55,6 +57,7 @@ class IndexRows:
                 **{name: raw.column(name) for name in ("label", "label_type", "key")},
                 "problem": pa.array(problems, pa.string()),
                 **{name: pa.array(values, pa.int32()) for name, values in measures.items()},
+                **{name: pa.array(values, pa.binary(32)) for name, values in targets.items()},
             }
         )
 
@@ -71,6 +74,10 @@ class IndexRows:
         return found, {name: [values.get(name) for values in measured] for name in task.measures}
 
 
+def digests(values: list[Any]) -> list[bytes | None]:
+    return [feature_digest(value) if value is not None else None for value in values]
+
+
 def feature_digest(value: str | bytes) -> bytes:
     """Identity of a row: SHA-256 of its feature."""
     return hashlib.sha256(value.encode() if isinstance(value, str) else value).digest()
@@ -85,7 +92,7 @@ def split_order(seed: int, row_id: bytes | None) -> int:
 
 @dataclass(frozen=True)
 class SelectRows:
-    """Raw rows whose entry in `parts` is not DROPPED, as columns part, id, label and the feature's role."""
+    """Raw rows whose entry in `parts` is not DROPPED, as columns part, id, the feature's role, and label or target."""
 
     task: str
     roles: Roles
@@ -113,16 +120,24 @@ class SelectRows:
         kept = np.flatnonzero(parts != DROPPED)
         rows = raw.take(kept)
         features = rows.column("feature").to_pylist()
-        codes = {name: code for code, name in enumerate(self.classes)}
-        labels = [codes[label] for label in rows.column("label").to_pylist()]
         return pa.table(
             {
                 "part": pa.array(parts[kept]),
                 "id": pa.array([feature_digest(value).hex() for value in features], pa.string()),
-                "label": pa.array(labels, pa.int64()),
+                **self.answers(rows),
                 get_task(self.task).feature: rows.column("feature"),
             }
         )
+
+    def answers(self, rows: pa.Table) -> dict[str, Any]:
+        """What is to be learnt of each row: `label`, or the target under its role."""
+        import pyarrow as pa
+
+        role = get_task(self.task).target
+        if role is not None:
+            return {role: rows.column("target")}
+        codes = {name: code for code, name in enumerate(self.classes)}
+        return {"label": pa.array([codes[label] for label in rows.column("label").to_pylist()], pa.int64())}
 
 
 def changed(unit: Unit, row: int) -> DataError:
@@ -138,9 +153,9 @@ class EncodeRows:
     preprocessing: Preprocessing
 
     def __call__(self, item: Item) -> Iterator[pa.Table]:
-        feature = get_task(self.select.task).feature
+        columns = get_task(self.select.task).columns
         for rows in self.select(item):
-            encoded = self.preprocessing.encode({feature: rows.column(feature).to_pylist()})
+            encoded = self.preprocessing.encode({name: rows.column(name).to_pylist() for name in columns})
             for name, values in encoded.items():
                 rows = rows.append_column(name, to_array(values))
             yield rows

@@ -28,8 +28,8 @@ class Cleaned:
 
     Attributes:
         kept: Row numbers in the index, ascending, shape (kept rows,).
-        classes: Names in their order.
-        labels: Class index of each kept row.
+        classes: Names in their order; none where texts are written.
+        labels: Class index of each kept row; 0 for all where there are no classes.
         dropped: Rows by reason.
         corrupt: Names and reasons of the first corrupt rows.
         rare: Rows of each class that was dropped for having too few.
@@ -51,15 +51,22 @@ def clean_rows(index: pa.Table, config: DataConfig, name_row: NameRow) -> Cleane
     Raises:
         DataError: If there is no row, too many are corrupt, labels are of several types, or a class is too small.
     """
+    import numpy as np
+
     if not index.num_rows:
         raise DataError(f"{config.source} has no rows.", field="data.source")
+    pairs = "target_id" in index.column_names
     check_label_types(index, config, name_row)
     problems = find_problems(index, config)
     check_corrupt(problems, index.num_rows, config, name_row)
     kept, missing = usable_rows(index, problems, config, name_row)
-    classes, labels = order_classes(index, kept)
+    classes, labels = ((), np.zeros(len(kept), np.int64)) if pairs else order_classes(index, kept)
     cleaned = Cleaned(kept, classes, labels, {"corrupt": len(problems), "missing": missing})
     cleaned.corrupt = [{"row": name_row(row), "reason": problems[row]} for row in list(problems)[:NAMED_ROWS]]
+    if pairs:
+        if "deduplicate" in config.clean:
+            merge_equal_pairs(cleaned, index)
+        return cleaned
     if "deduplicate" in config.clean:
         merge_duplicates(cleaned, row_ids(index, kept), name_row)
     handle_rare(cleaned, config)
@@ -67,16 +74,17 @@ def clean_rows(index: pa.Table, config: DataConfig, name_row: NameRow) -> Cleane
 
 
 def find_problems(index: pa.Table, config: DataConfig) -> dict[int, str]:
-    """Reason by row number, ascending: what reading and decoding found, and rows without a label or key."""
+    """Reason by row number, ascending: what reading and decoding found, and rows without a label, target or key."""
     import numpy as np
 
     problems = index.column("problem").combine_chunks()
     reasons = {int(row): problems[int(row)].as_py() for row in np.flatnonzero(is_present(index, "problem"))}
     feature = is_present(index, "id")
-    unlabelled = np.flatnonzero(feature & ~is_present(index, "label"))
-    reasons |= {
-        int(row): f"its label is missing ({config.columns.label})" for row in unlabelled if int(row) not in reasons
-    }
+    answer, lacking = "label", f"its label is missing ({config.columns.label})"
+    if "target_id" in index.column_names:
+        answer, lacking = "target_id", f"its target is empty ({config.columns.target})"
+    unanswered = np.flatnonzero(feature & ~is_present(index, answer))
+    reasons |= {int(row): lacking for row in unanswered if int(row) not in reasons}
     if config.split.by in ("group", "time"):
         keyless = np.flatnonzero(feature & ~is_present(index, "key"))
         reasons |= {int(row): f"its `{config.split.column}` is missing" for row in keyless if int(row) not in reasons}
@@ -154,11 +162,11 @@ def order_classes(index: pa.Table, kept: np.ndarray) -> tuple[tuple[str, ...], n
     return tuple(names[code] for code in order), rank[encoded.indices.to_numpy()]
 
 
-def row_ids(index: pa.Table, rows: np.ndarray) -> np.ndarray:
+def row_ids(index: pa.Table, rows: np.ndarray, column: str = "id") -> np.ndarray:
     """Identities as four 64-bit words, uint64, shape (rows, 4)."""
     import numpy as np
 
-    ids = index.column("id").take(rows).combine_chunks()
+    ids = index.column(column).take(rows).combine_chunks()
     return np.frombuffer(ids.buffers()[1], ">u8").reshape(-1, 4)[ids.offset : ids.offset + len(ids)].astype(np.uint64)
 
 
@@ -191,6 +199,19 @@ def merge_duplicates(cleaned: Cleaned, ids: np.ndarray, name_row: NameRow) -> No
     cleaned.dropped["duplicates"] = int((~first & ~conflicting).sum())
     cleaned.conflicts = [name_row(int(row)) for row in cleaned.kept[conflicting][:NAMED_ROWS]]
     cleaned.kept, cleaned.labels = cleaned.kept[keep], cleaned.labels[keep]
+
+
+def merge_equal_pairs(cleaned: Cleaned, index: pa.Table) -> None:
+    """Keeps the first of rows that agree in source and target.
+
+    A source with several targets keeps them all, unlike a text with several classes: a sentence has many translations.
+    """
+    import numpy as np
+
+    both = [row_ids(index, cleaned.kept, column) for column in ("id", "target_id")]
+    first = np.sort(np.unique(number_identities(np.hstack(both)), return_index=True)[1])
+    cleaned.dropped["duplicates"] = len(cleaned.kept) - len(first)
+    cleaned.kept, cleaned.labels = cleaned.kept[first], cleaned.labels[first]
 
 
 def handle_rare(cleaned: Cleaned, config: DataConfig) -> None:

@@ -15,6 +15,10 @@ class ColumnsConfig(Config):
 
     text: str = "text"
     """Column with the text of a sample."""
+    source: str = "source"
+    """Column with the text that a target is written for."""
+    target: str = "target"
+    """Column with the text that is to be written."""
     image: str = "image"
     """Column with the encoded image, or the path of one."""
     label: str = "label"

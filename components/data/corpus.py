@@ -346,7 +346,7 @@ def fit_tokenizer(config: DataConfig, task: str, plan: CorpusPlan, driver: Drive
     import numpy as np
 
     batches: Iterator[pa.Table] = iter(())
-    if config.text.tokenizer != "byte":
+    if config.text.tokenizer in ("bpe", "character"):
         parts = plan.parts.copy()
         if config.text.tokenizer == "bpe":
             lengths = np.asarray(plan.index.column("characters").fill_null(0).to_numpy(), np.int64)

@@ -11,13 +11,15 @@ from pathlib import Path
 from components.artifacts.manifest import file_sha256
 from components.data.config import DataConfig
 from components.data.source import Source, SourceFile, find_source
+from components.tasks.tokenizers import BUILT
 
 RACY_NS = 2_000_000_000
 """A file changed this recently is not cached: it might change again within the clock's step."""
 
 
 def source_digest(config: DataConfig, base: Path | None, cache_file: Path) -> str:
-    """SHA-256 over the names below the source and the content of its files; S3 objects count by their ETag.
+    """SHA-256 over the names below the source and the content of its files; S3 objects count by their ETag. A tokenizer
+    in a folder counts too.
 
     Args:
         config: The `data` section.
@@ -27,11 +29,20 @@ def source_digest(config: DataConfig, base: Path | None, cache_file: Path) -> st
     Raises:
         DataError: If the source is missing or empty.
     """
-    return digest_source(find_source(config.source, base), cache_file)
+    return digest_inputs(find_source(config.source, base), config, cache_file)
+
+
+def digest_inputs(source: Source, config: DataConfig, cache_file: Path) -> str:
+    """As `source_digest`, of a source that was found already."""
+    digest, folder = digest_source(source, cache_file), Path(config.text.tokenizer)
+    if config.text.tokenizer in BUILT or not folder.is_dir():
+        return digest
+    files = (file_sha256(path) for path in sorted(folder.glob("tokenizer*.json")))
+    return hashlib.sha256("\0".join([digest, *files]).encode()).hexdigest()
 
 
 def digest_source(source: Source, cache_file: Path) -> str:
-    """As `source_digest`, of a source that was found already."""
+    """Of the source alone."""
     cache = read_cache(cache_file)
     known: dict[str, list[str]] = {}
     hasher = hashlib.sha256(f"{source.kind}\0".encode())

@@ -22,6 +22,7 @@ from components.data.split import split_rows
 from components.data.units import open_parquet, plan_units
 from components.errors import DataError, PenstockError
 from components.tasks import get_task
+from components.tasks.tokenizers import BUILT, pretrained_vocabulary
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -42,6 +43,8 @@ def check_source(task: str, config: DataConfig, base: Path | None = None) -> lis
     try:
         source = find_source(config.source, base)
         check_headers(source, task, config)
+        if config.text.tokenizer not in BUILT:
+            pretrained_vocabulary(config.text.tokenizer)
         check_rows(source, task, config)
     except PenstockError as error:
         return [error]
@@ -66,14 +69,16 @@ def plan_roles(source: Source, task: str, config: DataConfig) -> Roles:
                 field="data.split.by",
             )
     if source.kind == "text" and not wanted.packed:
+        given, lacking = ("sources", "targets") if wanted.target else ("texts", "labels")
         raise DataError(
-            f"{config.source} holds plain text without labels, but the task is {task}; give a table with a column of "
-            "texts and one of labels.",
+            f"{config.source} holds plain text without {lacking}, but the task is {task}; give a table with a column "
+            f"of {given} and one of {lacking}.",
             field="data.source",
         )
     key = config.split.column if config.split.by in ("group", "time") and not wanted.packed else None
-    label = None if wanted.packed else config.columns.label
-    return Roles(wanted.modality, getattr(config.columns, wanted.feature), label, key)
+    label = None if wanted.generative else config.columns.label
+    target = getattr(config.columns, wanted.target) if wanted.target else None
+    return Roles(wanted.modality, getattr(config.columns, wanted.feature), label, key, target)
 
 
 def check_headers(source: Source, task: str, config: DataConfig) -> Roles:
@@ -96,19 +101,21 @@ def check_headers(source: Source, task: str, config: DataConfig) -> Roles:
 
 
 def check_columns(path: str, columns: dict[str, str], roles: Roles, task: str) -> None:
-    feature = get_task(task).feature
-    for name, field in ((roles.feature, feature), (roles.label, "label"), (roles.key, None)):
+    feature, target = get_task(task).feature, get_task(task).target
+    for name, field in ((roles.feature, feature), (roles.target, target), (roles.label, "label"), (roles.key, None)):
         if name is not None and name not in columns:
             setting = f"data.columns.{field}" if field else "data.split.column"
             raise DataError(
                 f"The column {name!r} is missing from {path} (it has: {', '.join(columns) or 'none'}); set {setting}.",
                 field=setting,
             )
-    if roles.modality == "text" and columns[roles.feature] not in ("text", "any", "null"):
-        raise DataError(
-            f"Column {roles.feature!r} of {path} holds {columns[roles.feature]}, but {task} needs text.",
-            field=f"data.columns.{feature}",
-        )
+    texts = ((roles.feature, feature), (roles.target, target)) if roles.modality == "text" else ()
+    for name, field in texts:
+        if name is not None and columns[name] not in ("text", "any", "null"):
+            raise DataError(
+                f"Column {name!r} of {path} holds {columns[name]}, but {task} needs text.",
+                field=f"data.columns.{field}",
+            )
 
 
 def check_drift(first_path: str, first: dict[str, str], path: str, columns: dict[str, str], roles: Roles) -> None:

@@ -5,6 +5,7 @@ feature: string       (text) or binary (image): null when missing
 label: string         null when missing
 label_type: string    what the label was before it became a string: `text`, `number`, `boolean`, `missing`
 key: string           of the group or time column, where the split names one
+target: string        text that is to be written, for such a task alone
 problem: string       why the row cannot be used, as far as reading tells
 """
 
@@ -32,13 +33,15 @@ class Roles:
     modality: Literal["image", "text"]
     feature: str
     label: str | None
-    """None for a language model."""
+    """Of a class; None where texts are written."""
     key: str | None = None
+    target: str | None = None
+    """Of a text that is to be written."""
 
     @property
     def columns(self) -> list[str]:
         """The columns a table must have, each once."""
-        return list(dict.fromkeys(name for name in (self.feature, self.label, self.key) if name))
+        return list(dict.fromkeys(name for name in (self.feature, self.label, self.key, self.target) if name))
 
 
 @dataclass
@@ -50,6 +53,7 @@ class RawRow:
     label_type: str = "missing"
     key: str | None = None
     problem: str | None = None
+    target: str | None = None
 
 
 def open_file(path: str) -> BinaryIO | pa.NativeFile:
@@ -80,7 +84,7 @@ def read_unit(unit: Unit, roles: Roles) -> Iterator[pa.Table]:
     start, rows, size_bytes = 0, [], 0
     for row in readers[unit.kind](unit, roles):
         rows.append(row)
-        size_bytes += len(row.feature or "")
+        size_bytes += len(row.feature or "") + len(row.target or "")
         if len(rows) == BATCH_ROWS or size_bytes > BATCH_BYTES:
             yield to_table(rows, start, roles)
             start, rows, size_bytes = start + len(rows), [], 0
@@ -92,7 +96,8 @@ def to_table(rows: Sequence[RawRow], start: int, roles: Roles) -> pa.Table:
     import pyarrow as pa
 
     feature_type = pa.binary() if roles.modality == "image" else pa.string()
-    columns = {name: [getattr(row, name) for row in rows] for name in ("label", "label_type", "key", "problem")}
+    texts = ("label", "label_type", "key", "problem", *(["target"] if roles.target else []))
+    columns = {name: [getattr(row, name) for row in rows] for name in texts}
     return pa.table(
         {
             "row": pa.array(range(start, start + len(rows)), pa.int64()),

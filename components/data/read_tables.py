@@ -113,6 +113,9 @@ def table_row(values: dict[str, Any], roles: Roles, path: str) -> RawRow:
     else:
         row = cell_image(values[roles.feature], label, path)
     row.label_type, row.key = label_type, key
+    if roles.target and row.problem is None:
+        target = text_row(values[roles.target], None, roles.target)
+        row.target, row.problem = target.feature, target.problem
     return row
 
 

@@ -31,6 +31,20 @@ def count_classes(parts: np.ndarray, cleaned: Cleaned) -> dict[str, dict[str, in
     return {name: counts(part) for part, name in enumerate(SPLITS)}
 
 
+def report_classes(parts: np.ndarray, cleaned: Cleaned) -> dict[str, Any]:
+    """How many rows each class has, and how unequal they are."""
+    import numpy as np
+
+    counts = np.bincount(cleaned.labels, minlength=len(cleaned.classes))
+    return {
+        "classes": count_classes(parts, cleaned),
+        "balance": {
+            "shares": {name: float(n / counts.sum()) for name, n in zip(cleaned.classes, counts, strict=True)},
+            "largest_to_smallest": float(counts.max() / counts.min()),
+        },
+    }
+
+
 def make_report(
     index: pa.Table,
     measures: Sequence[str],
@@ -49,18 +63,11 @@ def make_report(
         preprocessing: As fitted.
         source: Facts about the source: uri, kind, files, digest.
     """
-    import numpy as np
-
-    counts = np.bincount(cleaned.labels, minlength=len(cleaned.classes))
     kept = index.take(cleaned.kept)
     return {
         "source": source,
         "rows": {"read": index.num_rows, "kept": len(cleaned.kept), **count_rows(parts)},
-        "classes": count_classes(parts, cleaned),
-        "balance": {
-            "shares": {name: float(n / counts.sum()) for name, n in zip(cleaned.classes, counts, strict=True)},
-            "largest_to_smallest": float(counts.max() / counts.min()),
-        },
+        **(report_classes(parts, cleaned) if cleaned.classes else {}),
         "measures": {name: summarise(kept.column(name)) for name in measures},
         "dropped": {
             **cleaned.dropped,

@@ -136,6 +136,12 @@ def check_parts(parts: np.ndarray, cleaned: Cleaned, config: SplitConfig) -> Non
 
     wanted = [TRAIN, VALIDATION, *([TEST] if config.test else [])]
     for part in wanted:
+        if not (parts == part).any() and not cleaned.classes:
+            raise DataError(
+                f"The split by {config.by} leaves no row in {SPLITS[part]}, for there are {len(parts)} in all; add "
+                "rows, or change data.split.",
+                field="data.split",
+            )
         present = np.bincount(cleaned.labels[parts == part], minlength=len(cleaned.classes)) > 0
         strict = part == TRAIN or config.by == "random"
         if not present.any() or (strict and not present.all()):

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.artifacts import Artifact, Draft, Ref, write_artifact
-from components.artifacts.dataset import SPLITS
+from components.artifacts.dataset import SPLITS, open_split
 from components.config import Config
 from components.context import Context
 from components.data.batches import DROPPED, EncodeRows, IndexRows, SelectRows
 from components.data.clean import Cleaned, clean_rows
 from components.data.config import DataConfig
 from components.data.corpus import describe_corpus, plan_corpus, tell_corpus, write_corpus
-from components.data.digest import digest_source, source_digest
+from components.data.digest import digest_inputs, source_digest
 from components.data.drivers import Driver, choose_driver
 from components.data.index import concat_index, parts_by_unit, row_namer, unit_items
 from components.data.preflight import check_headers, check_source
@@ -100,7 +100,7 @@ def run(config: StageConfig, inputs: Mapping[str, Ref], output: str, context: Co
 def open_reading(config: StageConfig, inputs: Mapping[str, Ref], context: Context) -> Reading:
     """Finds the source and looks at its headers; no row is read yet."""
     source = find_source(config.data.source)
-    digest = digest_source(source, digest_cache(context.home))
+    digest = digest_inputs(source, config.data, digest_cache(context.home))
     refuse_change(config.data.source, digest, inputs)
     roles = check_headers(source, config.task, config.data)
     driver = choose_driver(context, sum(file.size_bytes for file in source.files))
@@ -138,7 +138,7 @@ def write_tokens(
 
 def check_unchanged(config: StageConfig, before: str, context: Context) -> None:
     """Raises DataError if the source is no longer what it was when reading began."""
-    if digest_source(find_source(config.data.source), digest_cache(context.home)) != before:
+    if digest_inputs(find_source(config.data.source), config.data, digest_cache(context.home)) != before:
         raise changed_source(config.data.source)
 
 
@@ -243,20 +243,48 @@ def describe(
 
     preprocessing.save(draft.path / "preprocess")
     names = pa.ipc.open_file(str(draft.path / "splits" / "train.arrow")).schema.names
-    raw = ("id", "label", get_task(config.task).feature)
+    raw = ("id", "label", *get_task(config.task).columns)
     rows = count_rows(plan.parts)
     encoded = [name for name in names if name not in raw]
     classes = list(plan.cleaned.classes)
     draft.write_json("schema.json", {"task": config.task, "classes": classes, "encoded": encoded, "rows": rows})
+    cut = count_cut(draft.path, preprocessing, config)
     report = make_report(plan.index, get_task(config.task).measures, plan.cleaned, plan.parts, preprocessing, source)
-    draft.write_json("report.json", report, content=False)
+    draft.write_json("report.json", {**report, **({"cut": cut} if cut else {})}, content=False)
     draft.metadata = {"rows": rows, "classes": len(classes), "dropped": sum(plan.cleaned.dropped.values())}
+    if cut:
+        draft.metadata["cut"] = cut
+
+
+def count_cut(dataset: Path, preprocessing: Preprocessing, config: StageConfig) -> dict[str, dict[str, int]]:
+    """Rows of each split that were cut to their greatest length, by role; empty for a task that does not count them.
+
+    Raises:
+        DataError: If no target of a split is whole: nothing could be learnt of where one ends.
+    """
+    tables = {name: open_split(dataset, name).table for name in SPLITS}
+    found = {name: preprocessing.count_cut(table) for name, table in tables.items() if table.num_rows}
+    for name, counts in found.items():
+        if counts.get("target", 0) == tables[name].num_rows:
+            limit = config.data.text.max_target_length or config.data.text.max_length
+            raise DataError(
+                f"All {counts['target']} targets of the {name} split are longer than {limit} tokens; raise "
+                "data.text.max_target_length.",
+                field="data.text.max_target_length",
+            )
+    return {name: counts for name, counts in found.items() if counts}
 
 
 def report_events(metadata: Mapping[str, Any], plan: Plan, context: Context) -> None:
     """Tells the user how many rows there are and what was left out, and MLflow the counts."""
     rows = ", ".join(f"{metadata['rows'][name]} {name}" for name in SPLITS)
-    context.event("note", text=f"{rows}; {metadata['classes']} classes")
+    classes = f"; {metadata['classes']} classes" if metadata["classes"] else ""
+    context.event("note", text=f"{rows}{classes}")
+    for role in ("source", "target"):
+        cut = sum(counts[role] for counts in metadata.get("cut", {}).values())
+        if cut:
+            field = "max_length" if role == "source" else "max_target_length"
+            context.warn(f"Cut {cut} {role}s to the tokens that data.text.{field} allows; see report.json.")
     dropped = {reason: count for reason, count in plan.cleaned.dropped.items() if count}
     if dropped:
         reasons = ", ".join(f"{count} {reason.replace('_', ' ')}" for reason, count in dropped.items())

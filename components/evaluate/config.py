@@ -15,4 +15,6 @@ class EvaluateConfig(Config):
     resamples: int = Field(1000, ge=100)
     """Bootstrap resamples for metrics that have no closed interval."""
     baseline: bool = True
-    """Whether a linear model is trained on the same splits and shown beside."""
+    """Whether a simple model is fitted on the same splits and shown beside."""
+    num_beams: int = Field(1, ge=1, le=64)
+    """Beams with which the texts of `text2text-generation` are written; 1 takes the likeliest token each time."""

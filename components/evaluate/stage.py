@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.artifacts import Artifact, Ref, open_artifact, write_artifact
+from components.artifacts import Artifact, Draft, Ref, open_artifact, write_artifact
 from components.artifacts.dataset import Split, open_split, open_tokens
 from components.config import Config
 from components.context import Context
 from components.errors import StageError
-from components.evaluate import language
+from components.evaluate import language, pairs
 from components.evaluate.answers import answer_raw_rows, answer_rows, to_answers, write_predictions
 from components.evaluate.config import EvaluateConfig
 from components.evaluate.gate import CHAMPION, COMPRESSED, METRIC, Comparison, judge
@@ -22,7 +23,10 @@ from components.tasks import get_task
 if TYPE_CHECKING:
     from components.tasks.base import Task
 
-FLAT_METRICS = ("accuracy", "precision", "recall", "f1", "loss", "perplexity", "bits_per_byte")
+FLAT_METRICS = (
+    *("accuracy", "precision", "recall", "f1", "loss", "perplexity", "bits_per_byte"),
+    *("exact_match", "bleu", "rouge1", "rouge2", "rougeL"),
+)
 
 
 class AcceptRule(Config):
@@ -95,8 +99,9 @@ def run(config: StageConfig, inputs: Mapping[str, Ref], output: str, context: Co
 
     With a test share of 0 there are null metrics and no gate, so nothing passes: an untested model is not released.
     """
-    if get_task(config.task).packed:
-        return run_language(config, inputs, output, context)
+    task = get_task(config.task)
+    if task.generative:
+        return (run_language if task.packed else run_pairs)(config, inputs, output, context)
     given = Given.open(config, inputs)
     test = open_split(given.dataset.path, "test")
     answers = answer_all(given, test, config, context) if len(test) else {}
@@ -137,20 +142,54 @@ def run_language(config: StageConfig, inputs: Mapping[str, Ref], output: str, co
             scores["baseline"], order = language.score_ngrams(dataset, tokens, seq_len)
             kind = f"{language.KIND} of order {order}"
         for name, each in scores.items():
-            measured = language.measure_windows(each, bytes_per_token, config.evaluate.confidence)
-            results[name] = {"test": measured}
-            flat = flat_values(measured) or {}
-            context.track("metrics", step=0, metrics={f"test/{name}/{k}": v for k, v in flat.items()})
-            context.event("note", metrics=flat, model=name, text=language.describe(name, measured))
+            results[name] = {"test": language.measure_windows(each, bytes_per_token, config.evaluate.confidence)}
+            tell(name, results[name]["test"], language.describe, context)
     else:
         context.warn(f"The test split has {len(tokens)} tokens, less than a window of {seq_len}: no test metrics.")
     with write_artifact(output, "evaluation", inputs, context) as draft:
-        draft.write_json("metrics.json", results)
-        draft.write_json("gate.json", None)
-        by_model = {name: flat_values(result["test"]) for name, result in results.items()}
-        draft.metadata.update({"gate": None, "passed": False, "metrics": by_model, "baseline": kind})
+        write_without_gate(draft, results, kind)
     assert draft.artifact is not None
     return draft.artifact
+
+
+def run_pairs(config: StageConfig, inputs: Mapping[str, Ref], output: str, context: Context) -> Artifact:
+    """The same for a model that writes a target for each source."""
+    from components.models.predictor import load_predictor
+
+    dataset, model = open_artifact(inputs["dataset"], kind="dataset"), open_artifact(inputs["model"], kind="model")
+    test = open_split(dataset.path, "test")
+    results: dict[str, Any] = {"trained": {"test": None}}
+    texts: dict[str, list[str]] = {}
+    kind = None
+    if len(test):
+        # Written token by token, a test split takes long on one core, and nobody compares its speed here.
+        predictor = load_predictor(model.path, threads=len(os.sched_getaffinity(0)))
+        measured, texts, kind = pairs.evaluate_pairs(dataset.path, predictor, config.evaluate, config.seed, context)
+        results = {name: {"test": each} for name, each in measured.items()}
+        for name, each in measured.items():
+            tell(name, each, pairs.describe, context)
+    else:
+        context.warn("There are no test rows (data.split.test is 0): no test metrics.")
+    with write_artifact(output, "evaluation", inputs, context) as draft:
+        write_without_gate(draft, results, kind)
+        pairs.write_texts_file(draft.path / "predictions.parquet", test, texts)
+    assert draft.artifact is not None
+    return draft.artifact
+
+
+def tell(name: str, measured: Mapping[str, Any], describe: Callable[..., str], context: Context) -> None:
+    """Tells the user and the tracker how a model that writes texts did."""
+    flat = flat_values(measured) or {}
+    context.track("metrics", step=0, metrics={f"test/{name}/{metric}": value for metric, value in flat.items()})
+    context.event("note", metrics=flat, model=name, text=describe(name, measured))
+
+
+def write_without_gate(draft: Draft, results: Mapping[str, Any], kind: str | None) -> None:
+    """The evaluation of a model that nothing releases in this version."""
+    draft.write_json("metrics.json", results)
+    draft.write_json("gate.json", None)
+    by_model = {name: flat_values(result["test"]) for name, result in results.items()}
+    draft.metadata.update({"gate": None, "passed": False, "metrics": by_model, "baseline": kind})
 
 
 def answer_all(given: Given, test: Split, config: StageConfig, context: Context) -> dict[str, Answers]:

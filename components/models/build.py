@@ -25,6 +25,7 @@ from components.models.config import (
     MlpConfig,
     ModelConfig,
     ResNetConfig,
+    T5Config,
     TextCnnConfig,
     ViTConfig,
 )
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 IMAGE_INPUTS = ("image_size", "channels")
 TEXT_INPUTS = ("vocab_size", "max_length", "pad_token_id")
 DECODER_INPUTS = ("vocab_size", "max_length")
+PAIR_INPUTS = (*TEXT_INPUTS, "max_target_length", "eos_token_id")
 
 
 def build_model(
@@ -45,7 +47,7 @@ def build_model(
     Args:
         config: The architecture and its parameters.
         inputs: What `Preprocessing.model_inputs` gave.
-        num_classes: Width of the logits; a decoder's is the vocabulary.
+        num_classes: Width of the logits; that of a network which writes texts is the vocabulary.
         network: A full `transformers` config that wins over `config` (kept with models that began as pretrained ones).
 
     Returns:
@@ -59,6 +61,10 @@ def build_model(
         from components.models.decoder import Decoder
 
         return Decoder(config, inputs, network)
+    if isinstance(config, T5Config):
+        from components.models.encoder_decoder import EncoderDecoder
+
+        return EncoderDecoder(config, inputs, network)
     if isinstance(config, ViTConfig | ResNetConfig | BertConfig):
         return _from_transformers(config, inputs, num_classes, network)
     if config.pretrained is not None:
@@ -80,11 +86,8 @@ def parse_model_config(values: Mapping[str, Any]) -> ModelConfig:
 
 def check_inputs(config: ModelConfig, inputs: Mapping[str, int]) -> None:
     """Raises SpecError if the network cannot take such inputs (a text network for images)."""
-    text = isinstance(config, BertConfig | TextCnnConfig | LstmConfig | GruConfig)
-    decoder = isinstance(config, GptConfig | LlamaConfig)
-    wanted = DECODER_INPUTS if decoder else TEXT_INPUTS if text else IMAGE_INPUTS
+    wanted, kind = wanted_inputs(config)
     if any(name not in inputs for name in wanted):
-        kind = "texts" if text or decoder else "images"
         raise SpecError(
             f"model.architecture is {config.architecture!r}, which takes {kind}, but the data has {', '.join(inputs)}.",
             field="model.architecture",
@@ -100,6 +103,23 @@ def check_inputs(config: ModelConfig, inputs: Mapping[str, int]) -> None:
             f"{inputs['image_size']} pixels a side; use fewer.",
             field="model.channels",
         )
+
+
+def wanted_inputs(config: ModelConfig) -> tuple[tuple[str, ...], str]:
+    """The sizes that a network must be told, and what it takes, in words."""
+    if isinstance(config, T5Config):
+        return PAIR_INPUTS, "pairs of texts"
+    if isinstance(config, GptConfig | LlamaConfig):
+        return DECODER_INPUTS, "texts"
+    if isinstance(config, BertConfig | TextCnnConfig | LstmConfig | GruConfig):
+        return TEXT_INPUTS, "texts"
+    return IMAGE_INPUTS, "images"
+
+
+def inner_network(module: nn.Module) -> Any:
+    """The network from `transformers` inside one of ours, or None."""
+    names = ("encoder", "decoder", "encoder_decoder")
+    return next((getattr(module, name) for name in names if hasattr(module, name)), None)
 
 
 def _from_transformers(

@@ -131,6 +131,20 @@ class LlamaConfig(TransformerConfig):
         return self
 
 
+class T5Config(TransformerConfig):
+    """T5 encoder-decoder (Raffel et al. 2019) from `transformers`: relative positions, RMS norm, tied embeddings."""
+
+    architecture: Literal["t5"]
+    num_decoder_layers: int | None = Field(None, ge=1)
+    """Layers of the decoder; None is num_hidden_layers, as in the encoder."""
+    feed_forward_proj: Literal["relu", "gated-gelu"] = "relu"
+    """gated-gelu is that of T5 1.1."""
+    relative_attention_num_buckets: int = Field(32, ge=2)
+    """Distances that the attention tells apart."""
+    relative_attention_max_distance: int = Field(128, ge=2)
+    """Tokens beyond which all distances are alike."""
+
+
 class TextCnnConfig(ArchitectureConfig):
     """Convolutions over word vectors (Kim 2014)."""
 
@@ -174,12 +188,13 @@ ModelConfig = Annotated[
     | LstmConfig
     | GruConfig
     | GptConfig
-    | LlamaConfig,
+    | LlamaConfig
+    | T5Config,
     Field(discriminator="architecture"),
 ]
 
-ARCHITECTURES = ("mlp", "cnn", "resnet", "vit", "bert", "text-cnn", "lstm", "gru", "gpt", "llama")
-LATER_ARCHITECTURES = ("vgg", "inception", "t5")
+ARCHITECTURES = ("mlp", "cnn", "resnet", "vit", "bert", "text-cnn", "lstm", "gru", "gpt", "llama", "t5")
+LATER_ARCHITECTURES = ("vgg", "inception")
 """Named by the design, not available in this version."""
 
 __all__ = ["ARCHITECTURES", "LATER_ARCHITECTURES", "ModelConfig"]

@@ -42,9 +42,11 @@ def add_adapters(module: nn.Module, config: ModelConfig) -> None:
     from peft import LoraConfig as PeftConfig
     from peft import inject_adapter_in_model
 
+    from components.models.build import inner_network
+
     lora = lora_of(config)
     assert lora is not None, "the caller checks"
-    network: Any = getattr(module, "encoder", None) or getattr(module, "decoder", None)
+    network: Any = inner_network(module)
     settings = PeftConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,

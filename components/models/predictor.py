@@ -1,8 +1,8 @@
 """Runs a model folder: torch for `model.safetensors`, ONNX Runtime for `model.onnx`.
 
 predictor = load_predictor(folder)
-batch = predictor.preprocessing.collate(predictor.preprocessing.encode(rows))
-answers = predictor.preprocessing.predictions(predictor.logits(batch))
+logits = predictor.logits(predictor.preprocessing.collate(predictor.preprocessing.encode(rows)))
+answers = get_task(predictor.task).answer(predictor, rows, {})
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
-"""Text from a language model: one token after the other, each drawn from what the network says of the next.
+"""Text from a network: one token after the other, each drawn from what it says of the next.
 
-sampler = Sampling(max_new_tokens=100, temperature=0.8, top_k=40)
-text = continue_text(predictor, "To be", sampler)
+text = continue_text(predictor, "To be", Sampling(max_new_tokens=100, temperature=0.8, top_k=40))     # a decoder
+targets = write_targets(predictor, batch, Sampling(temperature=0, num_beams=4))                       # T5
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,6 +28,7 @@ class Sampling:
         top_k: Only the k likeliest tokens are drawn from; 0 allows all.
         top_p: Only the likeliest tokens that together reach this probability (Holtzman et al. 2019); 1 allows all.
         seed: Equal seeds and prompts give equal texts.
+        num_beams: Beginnings that are kept at each token, of which the likeliest whole is taken; 1 keeps one.
     """
 
     max_new_tokens: int = 100
@@ -34,6 +36,7 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     seed: int = 0
+    num_beams: int = 1
 
     def __post_init__(self) -> None:
         rules = (
@@ -41,6 +44,8 @@ class Sampling:
             ("temperature", self.temperature >= 0, "0 or more"),
             ("top_k", self.top_k >= 0, "0 (all) or more"),
             ("top_p", 0 < self.top_p <= 1, "above 0 and at most 1"),
+            ("num_beams", self.num_beams >= 1, "at least 1"),
+            ("num_beams", self.num_beams == 1 or self.temperature == 0, "1 where temperature is not 0"),
         )
         for name, holds, allowed in rules:
             if not holds:
@@ -56,6 +61,37 @@ def continue_text(predictor: Predictor, prompt: str, sampling: Sampling) -> str:
     tokens = list(preprocessing.encode({"text": [prompt]})["input_ids"][0])
     added = generate(predictor, tokens, sampling, end=preprocessing.end_of_text)
     return preprocessing.decode([*tokens, *added])
+
+
+def write_targets(predictor: Predictor, batch: Mapping[str, np.ndarray], sampling: Sampling) -> list[list[int]]:
+    """The tokens that an encoder-decoder writes for each source of a batch, by `transformers` with a cache of keys and
+    values.
+
+    Args:
+        batch: `input_ids` and `attention_mask`, shape (B, T).
+    """
+    import torch
+    from transformers import GenerationConfig
+
+    from components.models.predictor import TorchPredictor
+
+    assert isinstance(predictor, TorchPredictor), "such a model is never compressed"
+    network, values = predictor.module.encoder_decoder, predictor.values["inputs"]
+    drawn = {"temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
+    config = GenerationConfig(
+        max_new_tokens=sampling.max_new_tokens,
+        num_beams=sampling.num_beams,
+        do_sample=sampling.temperature > 0,
+        use_cache=True,
+        pad_token_id=values["pad_token_id"],
+        decoder_start_token_id=values["pad_token_id"],
+        eos_token_id=values["eos_token_id"],
+        **(drawn if sampling.temperature > 0 else {}),
+    )
+    inputs = {name: torch.as_tensor(batch[name]) for name in ("input_ids", "attention_mask")}
+    with torch.random.fork_rng(devices=[]), torch.inference_mode():
+        torch.manual_seed(sampling.seed)
+        return network.generate(**inputs, generation_config=config).tolist()
 
 
 def generate(predictor: Predictor, tokens: list[int], sampling: Sampling, end: int | None = None) -> list[int]:

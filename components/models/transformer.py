@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from components.errors import SpecError
+from components.models.build import inner_network
 from components.models.config import BertConfig, ResNetConfig, TransformerConfig, ViTConfig
 from components.models.text import masked_mean
 
@@ -207,7 +208,7 @@ def checkpoint_activations(module: nn.Module) -> None:
     Raises:
         SpecError: If there is none.
     """
-    network = getattr(module, "encoder", None) or getattr(module, "decoder", None)
+    network = inner_network(module)
     if network is None or not getattr(network, "supports_gradient_checkpointing", False):
         raise SpecError(
             "train.activation_checkpointing is for Transformers, and this network is none; set it to false.",
@@ -218,7 +219,7 @@ def checkpoint_activations(module: nn.Module) -> None:
 
 def network_values(module: nn.Module) -> dict[str, Any] | None:
     """The `transformers` config of a network built here, without what differs between machines; None for others."""
-    network = getattr(module, "encoder", None) or getattr(module, "decoder", None)
+    network = inner_network(module)
     if network is None or not hasattr(network, "config"):
         return None
     values = network.config.to_diff_dict()

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
     from components.serve.protocol import ModelIdentity
-    from components.tasks.base import Preprocessing, RawRows
+    from components.tasks.base import RawRows
+    from components.tasks.classification import ClassPreprocessing
 
 # Parsing beyond this leaves the event loop, so that one large request does not hold up the small ones.
 LARGE_BODY_BYTES = 32 << 10
@@ -44,7 +45,7 @@ class Engine(Protocol):
     """What answers behind the routes."""
 
     identity: ModelIdentity
-    preprocessing: Preprocessing
+    preprocessing: ClassPreprocessing
 
     async def logits(self, encoded: Encoded) -> np.ndarray:
         """Logits (B, classes) of encoded rows."""

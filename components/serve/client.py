@@ -10,15 +10,12 @@ import urllib.request
 import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from components.artifacts import Ref
 from components.errors import RequestError, SpecError, StageError, UnavailableError
 from components.serve.keys import VARIABLE
 from components.tasks import get_task
-
-if TYPE_CHECKING:
-    from components.models.sampling import Sampling
 
 TIMEOUT_S = 60.0
 
@@ -114,14 +111,15 @@ def predict_local(
     inputs: Sequence[Any] = (),
     files: Sequence[Path] = (),
     version: str = "local",
-    sampling: Sampling | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Predicts with a model's folder (or S3 URI) in this process; takes and gives what `predict` does.
 
     Args:
-        sampling: How a language model continues the inputs; None is its default.
+        options: How a model that writes texts does it, by the names of `Sampling`.
 
     Raises:
+        RequestError: If the task has no such option.
         ArtifactError: If the model was altered, or is not the one that a Ref names.
     """
     from components.models.predictor import load_predictor
@@ -138,19 +136,13 @@ def predict_local(
             raise RequestError(f"{path} cannot be read ({error.strerror}).") from error
     if not raw:
         raise SpecError("There is nothing to predict; give --input or a file.")
-    if get_task(predictor.task).packed:
-        from components.models.sampling import Sampling, continue_text
-
-        chosen = sampling or Sampling()
-        predictions = [{"text": continue_text(predictor, text, chosen)} for rows in raw for text in rows["text"]]
-    else:
-        predictions = [
-            item
-            for rows in raw
-            for item in preprocessing.predictions(predictor.logits(preprocessing.collate(preprocessing.encode(rows))))
-        ]
+    task = get_task(predictor.task)
+    for name in options or {}:
+        if name not in task.options:
+            known = ", ".join(task.options) or "none"
+            raise RequestError(f"{name} is no option of a {task.name} model; it has: {known}.", field=name)
     return {
-        "predictions": predictions,
+        "predictions": [item for rows in raw for item in task.answer(predictor, rows, options or {})],
         "model": {"name": artifact.path.name, "version": version, "digest": artifact.digest},
     }
 

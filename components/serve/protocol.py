@@ -14,7 +14,7 @@ from components.errors import RequestError
 if TYPE_CHECKING:
     import numpy as np
 
-    from components.tasks.base import Preprocessing
+    from components.tasks.classification import ClassPreprocessing
 
 OUTPUTS = ("logits", "probabilities", "label")
 
@@ -31,7 +31,7 @@ class ModelIdentity:
         return {"name": self.name, "version": self.version, "digest": self.digest}
 
 
-def model_metadata(identity: ModelIdentity, preprocessing: Preprocessing) -> dict[str, Any]:
+def model_metadata(identity: ModelIdentity, preprocessing: ClassPreprocessing) -> dict[str, Any]:
     """The answer to `GET /v2/models/NAME`: the protocol's fields, and the digest of the model."""
     classes = len(preprocessing.classes)
     return {
@@ -119,7 +119,7 @@ def checked_numbers(data: Any, shape: Sequence[int]) -> list[Any]:
 
 
 def infer_response(
-    body: Mapping[str, Any], identity: ModelIdentity, preprocessing: Preprocessing, logits: np.ndarray
+    body: Mapping[str, Any], identity: ModelIdentity, preprocessing: ClassPreprocessing, logits: np.ndarray
 ) -> dict[str, Any]:
     """The answer to a v2 request whose rows gave `logits` (B, classes)."""
     rows, classes = logits.shape

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from components.artifacts import Artifact, Ref, open_artifact
 from components.artifacts.manifest import list_files
-from components.errors import ArtifactError, StageError
+from components.errors import ArtifactError, SpecError, StageError
 from components.serve.protocol import ModelIdentity
+from components.tasks import get_task
+from components.tasks.classification import ClassPreprocessing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -58,6 +60,7 @@ class Replica:
         self.config = config
         self.identity = ModelIdentity(config.name, config.version, artifact.digest)
         self.predictor = load_predictor(artifact.path, config.threads)
+        assert isinstance(self.predictor.preprocessing, ClassPreprocessing), "check_answers_classes refuses all others"
         self.preprocessing = self.predictor.preprocessing
         check_golden(self.predictor, config)
         self._batched = batch_function(self, config)
@@ -130,6 +133,21 @@ def open_servable(ref: Ref | str) -> Artifact:
                 f"{artifact.uri} holds {name}; a served model holds {', '.join(ALLOWED_SUFFIXES)} files only."
             )
     return artifact
+
+
+def check_answers_classes(artifact: Artifact) -> None:
+    """Refuses a model that writes texts: no endpoint serves one in this version.
+
+    Raises:
+        SpecError: Saying so, and what answers instead.
+    """
+    from components.models.folder import read_model_values
+
+    task = read_model_values(artifact.path)["task"]
+    if get_task(task).generative:
+        raise SpecError(
+            f"{artifact.uri} is a {task} model, which no endpoint serves in this version; ask it with penstock predict."
+        )
 
 
 def golden_sample(predictor: Predictor) -> list[Any]:

@@ -9,6 +9,7 @@ TASKS = {
     "image-classification": ("components.tasks.image_classification", "ImageClassification"),
     "text-classification": ("components.tasks.text_classification", "TextClassification"),
     "text-generation": ("components.tasks.text_generation", "TextGeneration"),
+    "text2text-generation": ("components.tasks.text2text_generation", "Text2TextGeneration"),
 }
 
 __all__ = ["TASKS", "Preprocessing", "Task", "get_task"]

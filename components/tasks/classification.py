@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from components.tasks.base import Preprocessing, Task
+from components.tasks.base import Preprocessing, RawRows, Task
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
+
+    from components.models.predictor import Predictor
 
 
 def log_softmax(logits: np.ndarray) -> np.ndarray:
@@ -65,6 +67,7 @@ class ClassPreprocessing(Preprocessing):
     """A preprocessing whose answers are classes."""
 
     def predictions(self, logits: np.ndarray) -> list[dict[str, Any]]:
+        """What a client is told for each row of `logits` (B, classes): {"label", "score"}."""
         import numpy as np
 
         scores = np.exp(log_softmax(np.asarray(logits)))
@@ -89,16 +92,7 @@ class Classification(Task):
     def metrics(self, outputs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         return classification_metrics(outputs, labels)
 
-
-def check_inputs(inputs: Sequence[Any]) -> None:
-    """Refuses what is no list of inputs, or an empty one.
-
-    Raises:
-        RequestError: If `inputs` is not a non-empty list.
-    """
-    from components.errors import RequestError
-
-    if isinstance(inputs, str | bytes) or not hasattr(inputs, "__len__"):
-        raise RequestError(f"inputs is a {type(inputs).__name__}; give a list with one entry a sample.", field="inputs")
-    if not len(inputs):
-        raise RequestError("inputs is empty; give a list with one entry a sample.", field="inputs")
+    def answer(self, predictor: Predictor, rows: RawRows, options: Mapping[str, Any]) -> list[dict[str, Any]]:
+        preprocessing = predictor.preprocessing
+        assert isinstance(preprocessing, ClassPreprocessing)
+        return preprocessing.predictions(predictor.logits(preprocessing.collate(preprocessing.encode(rows))))

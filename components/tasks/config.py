@@ -21,12 +21,15 @@ class ImageConfig(Config):
 class TextConfig(Config):
     """How a text becomes tokens."""
 
-    tokenizer: Literal["bpe", "byte", "character"] = "bpe"
-    """bpe: a vocabulary fitted on the training split; byte, character: for language models alone."""
+    tokenizer: str = "bpe"
+    """bpe: a vocabulary fitted on the training split. For tasks that write texts alone: byte, character, or the folder
+    or hub name of a pretrained network, whose own is taken."""
     vocab_size: int = Field(8192, ge=16, le=200_000)
     """Size of the BPE vocabulary."""
     max_length: int = Field(64, ge=4, le=8192)
-    """Tokens a sample of a classifier; longer texts are cut. A language model's is `train.seq_len`."""
+    """Tokens of a text, or of a source; longer ones are cut. A language model's is `train.seq_len`."""
+    max_target_length: int | None = Field(None, ge=2, le=8192)
+    """Tokens of a target (`text2text-generation`), its end included; None is `max_length`."""
     lowercase: bool = True
     """Whether a classifier's texts lose their case before tokens are made."""
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.errors import ArtifactError, RequestError
-from components.tasks.base import Preprocessing, RawRows
-from components.tasks.classification import Classification, ClassPreprocessing, check_inputs
+from components.tasks.base import Preprocessing, RawRows, check_inputs
+from components.tasks.classification import Classification, ClassPreprocessing
 from components.tasks.config import FeatureConfig
 from components.tasks.image_codec import (
     BadImage,

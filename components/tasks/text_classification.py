@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from components.errors import ArtifactError, RequestError
 from components.tasks.base import Preprocessing, RawRows
-from components.tasks.classification import Classification, ClassPreprocessing, check_inputs
+from components.tasks.classification import Classification, ClassPreprocessing
 from components.tasks.config import FeatureConfig, TextConfig
-from components.tasks.texts import TextSamples, parse_text
+from components.tasks.texts import TextSamples, pad_sequences, parse_texts
 
 if TYPE_CHECKING:
     import numpy as np
@@ -53,13 +53,7 @@ class TextPreprocessing(ClassPreprocessing):
         return {"input_ids": [encoding.ids for encoding in encodings]}
 
     def collate(self, encoded: Mapping[str, Sequence[Any]]) -> dict[str, np.ndarray]:
-        import numpy as np
-
-        sequences = encoded["input_ids"]
-        lengths = np.array([len(sequence) for sequence in sequences])
-        attention_mask = (np.arange(lengths.max())[None, :] < lengths[:, None]).astype(np.int64)
-        input_ids = np.full(attention_mask.shape, PAD_TOKEN_ID, dtype=np.int64)
-        input_ids[attention_mask == 1] = np.concatenate([np.asarray(sequence) for sequence in sequences])
+        input_ids, attention_mask = pad_sequences(encoded["input_ids"], PAD_TOKEN_ID)
         return {"input_ids": input_ids, "attention_mask": attention_mask}
 
     def model_inputs(self) -> dict[str, int]:
@@ -67,8 +61,7 @@ class TextPreprocessing(ClassPreprocessing):
         return {"vocab_size": vocab_size, "max_length": self.max_length, "pad_token_id": PAD_TOKEN_ID}
 
     def parse_inputs(self, inputs: Sequence[Any]) -> RawRows:
-        check_inputs(inputs)
-        return {"text": [parse_text(value, index) for index, value in enumerate(inputs)]}
+        return {"text": parse_texts(inputs)}
 
     def parse_file(self, content: bytes) -> RawRows:
         try:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from components.errors import RequestError
-from components.tasks.base import Task
+from components.tasks.base import Task, check_inputs
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class TextSamples(Task):
@@ -22,6 +26,31 @@ class TextSamples(Task):
 
     def describe(self, value: Any) -> dict[str, int]:
         return {"characters": len(value)}
+
+
+def pad_sequences(sequences: Sequence[Sequence[int]], padding: int) -> tuple[np.ndarray, np.ndarray]:
+    """Token ids of a batch, filled up with `padding` to the longest, and the mask of the real ones.
+
+    Returns:
+        Two arrays of int64, shape (B, T).
+    """
+    import numpy as np
+
+    lengths = np.array([len(sequence) for sequence in sequences])
+    mask = np.arange(lengths.max())[None, :] < lengths[:, None]
+    tokens = np.full(mask.shape, padding, dtype=np.int64)
+    tokens[mask] = np.concatenate([np.asarray(sequence) for sequence in sequences])
+    return tokens, mask.astype(np.int64)
+
+
+def parse_texts(inputs: Sequence[Any]) -> list[str]:
+    """The texts of a request.
+
+    Raises:
+        RequestError: Naming the first that cannot be used.
+    """
+    check_inputs(inputs)
+    return [parse_text(value, index) for index, value in enumerate(inputs)]
 
 
 def parse_text(value: Any, index: int) -> str:

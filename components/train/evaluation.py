@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 BATCH_SIZE = 256
 """Largest number of rows at once; no gradient is kept, so it may be larger than in training."""
 BATCH_TOKENS = 8192
-"""The same for windows of tokens: each token has logits over the whole vocabulary."""
+"""The same where a sample has many labels: each of its tokens has logits over the whole vocabulary."""
 
 
 def evaluate(engine: Engine, task: Task, feed: Feed | TokenFeed, group: Group) -> np.ndarray:
-    """The task's outputs, float32, shape (rows, K), on every rank: logits, or losses of windows.
+    """The task's outputs, float32, shape (rows, K), on every rank: logits, or losses of windows and targets.
 
     Every rank runs equally many batches of one size (the last rows are repeated to fill up), because under ZeRO-3 a
     forward pass is a collective call.
@@ -28,7 +28,7 @@ def evaluate(engine: Engine, task: Task, feed: Feed | TokenFeed, group: Group) -
     import numpy as np
     import torch
 
-    most = max(1, BATCH_TOKENS // feed.seq_len) if isinstance(feed, TokenFeed) else BATCH_SIZE
+    most = BATCH_SIZE if feed.label_tokens == 1 else max(1, BATCH_TOKENS // feed.label_tokens)
     rounds = math.ceil(len(feed) / (most * group.world_size))
     size = math.ceil(len(feed) / (rounds * group.world_size))
     padded = np.resize(np.arange(len(feed)), rounds * group.world_size * size)

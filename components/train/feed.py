@@ -1,4 +1,4 @@
-"""Batches on the device: `Feed` of rows with labels, `TokenFeed` of windows of a language model's tokens.
+"""Batches on the device: `Feed` of rows with labels or targets, `TokenFeed` of windows of a language model's tokens.
 
 Both know their samples by numbers, which `epoch_order` of `order.py` puts into the order of training.
 """
@@ -6,6 +6,8 @@ Both know their samples by numbers, which `epoch_order` of `order.py` puts into 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+from components.tasks.base import IGNORED
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,45 +27,54 @@ class Feed:
     """Gives model inputs and labels of any rows: from memory where the split fits, else from the memory-mapped file.
 
     Both ways give the same tensors: kept token ids are cut to the longest text of the batch, as collating would.
+
+    Attributes:
+        label_tokens: Labels of a row at most; 1 for a class.
     """
 
     def __init__(
         self, split: Split, preprocessing: Preprocessing, device: str, limit_bytes: int = MEMORY_LIMIT_BYTES
     ) -> None:
+        import numpy as np
         import torch
 
         self.split, self.preprocessing, self.device = split, preprocessing, device
-        self.labels = torch.tensor(split.labels(), dtype=torch.int64).to(device)
-        self.kept = self._keep() if self._size_bytes() <= limit_bytes else None
-        mask = self.kept.get("attention_mask") if self.kept else None
-        self.lengths = None if mask is None else mask.sum(dim=1).cpu().numpy()
+        self.classes = torch.tensor(split.labels(), dtype=torch.int64).to(device) if split.has_labels else None
+        self.kept = self._collate(np.arange(len(split))) if self._size_bytes() <= limit_bytes else None
+        self.lengths = sequence_lengths(*self.kept) if self.kept else {}
+        self.label_tokens = preprocessing.model_inputs().get("max_target_length", 1)
 
     def __len__(self) -> int:
         return len(self.split)
 
     def true_labels(self) -> np.ndarray:
-        """Class indices of all rows."""
-        return self.split.labels()
+        """Class indices of all rows; none where the labels are part of what is run."""
+        import numpy as np
+
+        return self.split.labels() if self.classes is not None else np.empty(0, np.int64)
 
     def start_epoch(self, seed: int, epoch: int) -> None:
         """Rows are the same in every epoch."""
 
     def batch(self, rows: np.ndarray) -> tuple[Inputs, torch.Tensor]:
         """Model inputs and labels of `rows`, batch first, in their order."""
-        index = to_device(rows, self.device)
         if self.kept is None:
-            return self._collate(rows), self.labels[index]
-        width = None if self.lengths is None else int(self.lengths[rows].max())
-        return {name: take(tensor, index, width) for name, tensor in self.kept.items()}, self.labels[index]
+            return self._collate(rows)
+        index = to_device(rows, self.device)
+        widths = {name: int(lengths[rows].max()) for name, lengths in self.lengths.items()}
+        inputs, labels = self.kept
+        taken = {name: take(tensor, index, widths.get(name)) for name, tensor in inputs.items()}
+        return taken, take(labels, index, widths.get("labels"))
 
-    def _collate(self, rows: np.ndarray) -> Inputs:
-        arrays = self.preprocessing.collate(self.split.take(rows))
-        return {name: to_device(array, self.device) for name, array in arrays.items()}
-
-    def _keep(self) -> Inputs:
-        import numpy as np
-
-        return self._collate(np.arange(len(self.split)))
+    def _collate(self, rows: np.ndarray) -> tuple[Inputs, torch.Tensor]:
+        encoded = self.split.take(rows)
+        arrays = self.preprocessing.collate(encoded)
+        inputs = {name: to_device(array, self.device) for name, array in arrays.items()}
+        if self.classes is not None:
+            return inputs, self.classes[to_device(rows, self.device)]
+        targets = self.preprocessing.collate_labels(encoded)
+        assert targets is not None, "rows without a class have a target"
+        return inputs, to_device(targets, self.device)
 
     def _size_bytes(self) -> int:
         """Bytes of the whole split's model inputs, judged by its first rows."""
@@ -79,6 +90,18 @@ def to_device(array: np.ndarray, device: str) -> torch.Tensor:
     import torch
 
     return torch.from_numpy(array).to(device, non_blocking=True)
+
+
+def sequence_lengths(inputs: Inputs, labels: torch.Tensor) -> dict[str, np.ndarray]:
+    """Of each padded tensor, the real tokens of every row; labels by the name `labels`."""
+    found: dict[str, np.ndarray] = {}
+    if "attention_mask" in inputs:
+        lengths = inputs["attention_mask"].sum(dim=1).cpu().numpy()
+        found |= {"input_ids": lengths, "attention_mask": lengths}
+    if labels.ndim == 2:
+        lengths = (labels != IGNORED).sum(dim=1).cpu().numpy()
+        found |= {"decoder_input_ids": lengths, "labels": lengths}
+    return found
 
 
 def take(tensor: torch.Tensor, index: torch.Tensor, width: int | None) -> torch.Tensor:
@@ -101,6 +124,7 @@ class TokenFeed:
         import numpy as np
 
         self.tokens, self.seq_len, self.device = tokens, seq_len, device
+        self.label_tokens = seq_len
         self.span = np.arange(seq_len + 1)
         whole = max(0, len(tokens) - 1) // seq_len
         self.windows = max(1, whole - 1) if shifted and whole else whole

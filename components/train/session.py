@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from components.artifacts.dataset import SplitName, open_split, open_tokens
 from components.errors import CheckpointError, PenstockError
 from components.models.build import build_model
+from components.models.config import BertConfig, GptConfig, LlamaConfig, ViTConfig
 from components.models.folder import count_parameters
 from components.models.lora import add_adapters, check_lora, lora_of
 from components.tasks import get_task
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 
 BEST_NAME = "best.safetensors"
 AVERAGE_NAME = "average.safetensors"
+MADE_SHARDED = (BertConfig, GptConfig, LlamaConfig, ViTConfig)
+"""Networks that ZeRO-3 never has whole; it makes the others whole and divides them then."""
 PROBED_LAYERS = 2
 SEQ_LEN = 256
 """Tokens a sample where `train.seq_len` is not set."""
@@ -154,7 +157,8 @@ def open_session(job: TrainJob, worker: Worker) -> Session:
     inputs, classes = network_inputs(job, preprocessing), len(preprocessing.classes)
     # Weights are drawn alike on every rank and at any world size; from then on each rank draws its own dropout.
     seed_everything(job.seed, rank=0)
-    with build_sharded(engine_settings(job, worker, placement, "fp32")):
+    sharded = isinstance(job.model, MADE_SHARDED)
+    with build_sharded(engine_settings(job, worker, placement, "fp32")) if sharded else nullcontext():
         module = build_model(job.model, inputs, classes)
     if job.train.activation_checkpointing:
         from components.models.transformer import checkpoint_activations

@@ -49,7 +49,8 @@ class Work:
 
 def describe_work(module: nn.Module) -> Work | None:
     """The work of a Transformer of one stack; None for other networks, for which no formula is agreed on."""
-    from components.train.plan.network import inner_network, looked_up_tables
+    from components.models.build import inner_network
+    from components.train.plan.network import looked_up_tables
 
     config: Any = getattr(inner_network(module), "config", None)
     layers, width = getattr(config, "num_hidden_layers", None), getattr(config, "hidden_size", None)

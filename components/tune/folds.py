@@ -52,14 +52,16 @@ def make_folds(dataset: Path, folder: Path, count: int, seed: int) -> tuple[Path
 
 
 def deal_rows(table: pa.Table, count: int, seed: int) -> list[int]:
-    """The fold of each row: a function of (seed, row identity), every class spread evenly."""
+    """The fold of each row: a function of (seed, row identity), every class spread evenly.
+
+    Rows of one identity (a source with several targets) share a fold: nothing leaks from training to validation.
+    """
     ids = table.column("id").to_pylist()
     labels = table.column("label").to_pylist() if "label" in table.column_names else [0] * len(ids)
-    order = sorted(range(len(ids)), key=lambda row: (labels[row], _rank(seed, ids[row])))
-    folds = [0] * len(ids)
-    for place, row in enumerate(order):
-        folds[row] = place % count
-    return folds
+    label_of = dict(zip(ids, labels, strict=True))
+    order = sorted(label_of, key=lambda identity: (label_of[identity], _rank(seed, identity)))
+    fold_of = {identity: place % count for place, identity in enumerate(order)}
+    return [fold_of[identity] for identity in ids]
 
 
 def _rank(seed: int, identity: str) -> str:

@@ -29,14 +29,20 @@ def command(options: argparse.Namespace) -> int:
             f"There is no file or folder {source}; give a .csv, .jsonl or .parquet file, or an image folder."
         )
     relative = os.path.relpath(source.absolute(), output.absolute().parent)
-    columns = None if source.is_dir() else guess_columns(read_sample(source), source)
-    text = image_spec(name, relative) if columns is None else text_spec(name, relative, columns)
-    output.write_text(text)
+    output.write_text(image_spec(name, relative) if source.is_dir() else table_spec(name, relative, source))
     if options.json:
         print(json.dumps({"status": "done", "spec": str(output)}))
     else:
         print(f"wrote {output}; look through it, then: penstock check {output} && penstock run {output}")
     return 0
+
+
+def table_spec(name: str, relative: str, source: Path) -> str:
+    """The spec of a table: pairs of texts where the columns are called so, else texts with labels."""
+    rows = read_sample(source)
+    if {"source", "target"} <= set(rows[0]):
+        return pairs_spec(name, relative)
+    return text_spec(name, relative, guess_columns(rows, source))
 
 
 def read_sample(source: Path) -> list[dict[str, Any]]:
@@ -100,6 +106,23 @@ train: {{epochs: 6, global_batch_size: 64, learning_rate: 1e-3}}
 {COMMON}"""
 
 
+def pairs_spec(name: str, source: str) -> str:
+    return f"""version: 1
+name: {name}
+task: text2text-generation
+data:
+  source: {json.dumps(source)}
+  columns: {{source: source, target: target}}
+  text: {{max_length: 64, max_target_length: 64}}         # tokens; longer texts are cut
+  split: {{validation: 0.1, test: 0.1}}
+model: {{architecture: t5, hidden_size: 128, num_hidden_layers: 2, num_attention_heads: 4}}
+train: {{epochs: 20, global_batch_size: 64, learning_rate: 1e-3}}
+{TUNE}compress: false                        # not available for models that write texts in this version
+register: false
+deploy: false
+"""
+
+
 def image_spec(name: str, source: str) -> str:
     return f"""version: 1
 name: {name}
@@ -112,13 +135,14 @@ train: {{epochs: 10, global_batch_size: 64, learning_rate: 1e-3}}
 {COMMON}"""
 
 
-COMMON = """# tune:                                # uncomment to search hyperparameters first
+TUNE = """# tune:                                # uncomment to search hyperparameters first
 #   search: bayesian                   # grid | random | bayesian
 #   trials: 8
 #   scheduler: asha
 #   space: {train.learning_rate: {log_uniform: [1e-4, 3e-3]}}
-compress:
+"""
+COMMON = f"""{TUNE}compress:
   candidates: [int8-dynamic, int8-static]
-  accept: {max_drop: 0.02, confidence: 0.95}
-deploy: {port: 8000}                   # false leaves a stage out
+  accept: {{max_drop: 0.02, confidence: 0.95}}
+deploy: {{port: 8000}}                   # false leaves a stage out
 """

@@ -9,8 +9,8 @@ from typing import Any
 
 from pipelines.model_source import predict_with
 
-SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "seed")
-"""Options of a language model, by their names in `Sampling`."""
+SAMPLING = ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "num_beams")
+"""Options of a model that writes texts, by their names in `Sampling`."""
 
 
 def command(options: argparse.Namespace) -> int:

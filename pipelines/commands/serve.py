@@ -16,7 +16,7 @@ from pipelines.run_folder import penstock_home
 def command(options: argparse.Namespace) -> int:
     from components.serve.deploy import check_port, deploy_model
     from components.serve.keys import keys_file
-    from components.serve.replica import open_servable
+    from components.serve.replica import check_answers_classes, open_servable
 
     home = penstock_home()
     if not 0 <= options.port <= 65535 or options.replicas < 1:
@@ -28,6 +28,7 @@ def command(options: argparse.Namespace) -> int:
     replicas = ReplicasConfig(min=options.replicas, max=options.replicas)
     deploy = DeployConfig(host=options.host, port=options.port, replicas=replicas)
     artifact = open_servable(source.ref)
+    check_answers_classes(artifact)
     with lease(home):
         connect_environment(home)
         endpoint = deploy_model(artifact, name, source.version, deploy, home)

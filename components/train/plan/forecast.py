@@ -87,5 +87,5 @@ def kept_bytes(workload: Workload, rows: int) -> int:
     if "image_size" in sizes:
         sample = 4 * sizes["channels"] * sizes["image_size"] ** 2
     else:
-        sample = 2 * 8 * sizes["max_length"]
+        sample = 2 * 8 * (sizes["max_length"] + sizes.get("max_target_length", 0))
     return rows * (sample + LABEL_BYTES) if rows * sample <= MEMORY_LIMIT_BYTES else 0

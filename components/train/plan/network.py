@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from components.models.build import build_model
+from components.models.build import build_model, inner_network
 from components.models.config import ModelConfig, TransformerConfig
 from components.models.lora import add_adapters, lora_of
 from components.tasks import get_task
@@ -26,7 +26,7 @@ class Workload:
         task: Its name.
         model: The `model` section of the spec.
         inputs: What `Preprocessing.model_inputs` would give.
-        num_classes: Width of the logits; a decoder's is the vocabulary.
+        num_classes: Width of the logits; that of a network which writes texts is the vocabulary.
     """
 
     task: str
@@ -36,11 +36,18 @@ class Workload:
 
     @property
     def tokens(self) -> int:
-        """Positions a sample: its tokens, a ViT's patches and class token, else 1."""
+        """Positions a sample: its tokens (source and target), a ViT's patches and class token, else 1."""
         if "max_length" in self.inputs:
-            return self.inputs["max_length"]
+            return self.inputs["max_length"] + self.inputs.get("max_target_length", 0)
         patch = getattr(self.model, "patch_size", None)
         return 1 if patch is None else (self.inputs["image_size"] // patch) ** 2 + 1
+
+    @property
+    def label_tokens(self) -> int:
+        """Labels a sample, each with logits over the whole vocabulary: those of a window or a target; 1 for a class."""
+        if self.is_decoder:
+            return self.tokens
+        return self.inputs.get("max_target_length", 1)
 
     @property
     def layers(self) -> int | None:
@@ -126,11 +133,6 @@ def build_empty(workload: Workload) -> nn.Module:
     if lora_of(workload.model) is not None:
         add_adapters(module, workload.model)
     return module
-
-
-def inner_network(module: nn.Module) -> Any:
-    """The network from `transformers` inside one of ours, if there is one."""
-    return getattr(module, "decoder", None) or getattr(module, "encoder", None)
 
 
 def pretrained_shape(config: ModelConfig) -> dict[str, Any] | None:

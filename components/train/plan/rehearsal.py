@@ -20,8 +20,9 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from components.models.build import inner_network
 from components.tasks import get_task
-from components.train.plan.network import Workload, build_empty, inner_network
+from components.train.plan.network import Workload, build_empty
 
 REHEARSED_LAYERS = (2, 4)
 REHEARSED_BATCHES = (2, 4)
@@ -221,7 +222,11 @@ def example_batch(workload: Workload, batch: int) -> tuple[dict[str, torch.Tenso
     input_ids = torch.zeros(batch, sizes["max_length"], dtype=torch.int64)
     if workload.is_decoder:
         return {"input_ids": input_ids}, torch.zeros_like(input_ids)
-    return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}, torch.zeros(batch, dtype=torch.int64)
+    inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+    if "max_target_length" in sizes:
+        target = torch.zeros(batch, sizes["max_target_length"], dtype=torch.int64)
+        return {**inputs, "decoder_input_ids": target}, torch.zeros_like(target)
+    return inputs, torch.zeros(batch, dtype=torch.int64)
 
 
 class StepMemory:

@@ -26,7 +26,8 @@ def rough_bytes(workload: Workload, micro_batch_size: int) -> int:
     words = workload.inputs.get("vocab_size", 0)
     parameters = PARAMETERS_PER_SQUARE * layers * widest**2 + 2 * widest * (words + workload.tokens)
     positions = micro_batch_size * max(workload.tokens, pixels if blocks is None else 0)
-    values = positions * (layers * widest * VALUES_PER_POSITION + (6 * words if workload.is_decoder else 0))
+    logits = 6 * words * micro_batch_size * workload.label_tokens if workload.label_tokens > 1 else 0
+    values = positions * layers * widest * VALUES_PER_POSITION + logits
     attention = micro_batch_size * workload.tokens**2 * layers * 4 * blocks.num_attention_heads if blocks else 0
     return FIXED_BYTES + BYTES_PER_PARAMETER * parameters + 4 * (values + attention)
 

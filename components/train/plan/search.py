@@ -215,7 +215,7 @@ class Planner:
 
 def validation_batch(workload: Workload) -> int:
     """Samples of a validation batch, as `evaluate` takes them from a large split."""
-    return max(1, BATCH_TOKENS // workload.tokens) if workload.is_decoder else BATCH_SIZE
+    return BATCH_SIZE if workload.label_tokens == 1 else max(1, BATCH_TOKENS // workload.label_tokens)
 
 
 def name_way(setting: Setting) -> str:

@@ -89,8 +89,8 @@ def count_flops(workload: Workload) -> float:
 
 
 def flops_per_sample(sizes: NetworkSizes, workload: Workload) -> float:
-    """By formula for Transformers, counted for all others."""
-    if workload.transformer is not None:
+    """By formula for Transformers in which every token meets every weight, counted for all others."""
+    if workload.transformer is not None and "max_target_length" not in workload.inputs:
         return workload.tokens * flops_per_token(sizes, workload)
     return count_flops(workload)
 

@@ -34,6 +34,20 @@ def test_the_digest_follows_the_content_not_the_place(source: Path, tmp_path: Pa
     assert digest(source) != before
 
 
+def test_a_tokenizer_in_a_folder_counts_by_its_content(source: Path, tmp_path: Path) -> None:
+    def digest_with(tokenizer: str) -> str:
+        config = DataConfig.model_validate({"source": str(source), "text": {"tokenizer": tokenizer}})
+        return source_digest(config, None, tmp_path / "cache" / "digests.json")
+
+    assert digest_with("byte") == digest(source)
+    (tmp_path / "t5").mkdir()
+    (tmp_path / "t5" / "tokenizer.json").write_text("one")
+    before = digest_with(str(tmp_path / "t5"))
+    assert before == digest_with(str((tmp_path / "t5").rename(tmp_path / "moved"))) != digest(source)
+    (tmp_path / "moved" / "tokenizer.json").write_text("two")
+    assert digest_with(str(tmp_path / "moved")) != before
+
+
 def test_an_unchanged_file_is_not_read_again(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = digest(source)
     monkeypatch.setattr(digest_module, "file_sha256", lambda _: pytest.fail("read again"))

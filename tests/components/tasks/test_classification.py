@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from components.errors import RequestError
-from components.tasks.classification import check_inputs, classification_metrics, log_softmax
+from components.tasks.base import check_inputs
+from components.tasks.classification import classification_metrics, log_softmax
 
 
 def test_metrics_agree_with_scikit_learn() -> None:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from components.errors import ArtifactError
+from components.errors import ArtifactError, SpecError
 from components.tasks import get_task
 from components.tasks.config import FeatureConfig
 
@@ -34,6 +34,21 @@ def test_a_text_comes_back_as_it_was(tokenizer, tmp_path):
 def test_bytes_are_one_token_each():
     (ids,) = fit("byte").encode({"text": [TEXT]})["input_ids"]
     assert len(ids) == len(TEXT.encode())
+
+
+def test_the_tokenizer_of_a_pretrained_network_is_taken_with_its_own_end(tmp_path):
+    source = fit("bpe", TEXT).vocabulary.tokenizer
+    source.add_special_tokens(["</s>"])
+    source.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "</s>"}}')
+    preprocessing = TASK.fit([], (), FeatureConfig.model_validate({"text": {"tokenizer": str(tmp_path)}}))
+    assert preprocessing.end_of_text == source.token_to_id("</s>")
+    assert preprocessing.encode({"text": [TEXT]}) == fit("bpe", TEXT).encode({"text": [TEXT]})
+    preprocessing.save(tmp_path / "kept")
+    assert TASK.load(tmp_path / "kept").end_of_text == preprocessing.end_of_text
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": null}')
+    with pytest.raises(SpecError, match="names no eos_token"):
+        TASK.fit([], (), FeatureConfig.model_validate({"text": {"tokenizer": str(tmp_path)}}))
 
 
 def test_a_text_cannot_end_a_document():

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from components.artifacts.dataset import open_split, split_path
-from components.tune.folds import cross_validate, make_folds
+from components.tune.folds import cross_validate, deal_rows, make_folds
 from components.tune.trial import TrialStopped
 from tests.components.tune.fakes import make_settings
 
@@ -25,6 +25,13 @@ def dataset(tmp_path):
         with pa.OSFile(str(split_path(folder, name)), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
             writer.write_table(table)
     return folder
+
+
+def test_a_source_with_several_targets_lies_in_one_fold():
+    ids = ["a", "b", "c", "a", "d", "a", "e", "b"]
+    folds = deal_rows(pa.table({"id": ids}), 2, seed=0)
+    assert len({(identity, fold) for identity, fold in zip(ids, folds, strict=True)}) == 5
+    assert set(folds) == {0, 1}
 
 
 def test_every_row_is_validated_once_and_classes_are_spread(tmp_path, dataset):

@@ -5,7 +5,7 @@ from components.train.plan.network import count_parameters, group_modules, split
 from tests.components.train.plan.workloads import llama_70b, make_workload
 
 
-@pytest.mark.parametrize("architecture", ["mlp", "cnn", "resnet", "vit", "bert", "lstm", "gpt", "llama"])
+@pytest.mark.parametrize("architecture", ["mlp", "cnn", "resnet", "vit", "bert", "lstm", "gpt", "llama", "t5"])
 def test_counts_what_the_real_network_has(architecture):
     workload = make_workload(architecture)
     real = build_model(workload.model, workload.inputs, workload.num_classes)

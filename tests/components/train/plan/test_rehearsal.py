@@ -28,7 +28,7 @@ def bytes_kept_by_autograd(workload, batch):
     return sum(found.values())
 
 
-@pytest.mark.parametrize("architecture", ["mlp", "resnet", "vit", "bert", "gpt", "llama"])
+@pytest.mark.parametrize("architecture", ["mlp", "resnet", "vit", "bert", "gpt", "llama", "t5"])
 def test_the_peak_is_what_autograd_keeps_and_a_little_more(architecture):
     workload = make_workload(architecture)
     kept = bytes_kept_by_autograd(workload, batch=16)

@@ -5,7 +5,7 @@ from components.train.plan.search import GIB, Demand, Machine, Planner
 from tests.components.train.plan.workloads import llama_70b, make_workload
 
 
-@pytest.mark.parametrize("architecture", ["mlp", "cnn", "resnet", "vit", "bert", "lstm", "gpt", "llama"])
+@pytest.mark.parametrize("architecture", ["mlp", "cnn", "resnet", "vit", "bert", "lstm", "gpt", "llama", "t5"])
 def test_is_never_below_the_closer_look(architecture):
     workload = make_workload(architecture)
     planner = Planner(Demand(workload, "adamw", "fp32", 64, 1), Machine("cpu", 0), exact=True)
