@@ -104,8 +104,12 @@ class Run:
         return Fault(kind, *seconds, lost_steps=max(0, before - restart["step"]))
 
 
-def run_faults(folder: Path) -> dict[str, Any]:
-    """Starts the nodes and the training, and breaks them; nodes can be added from the main thread only."""
+def run_faults(folder: Path, tell: Callable[[Fault], None]) -> dict[str, Any]:
+    """Starts the nodes and the training, and breaks them; nodes can be added from the main thread only.
+
+    Args:
+        tell: Called after each fault.
+    """
     from ray.cluster_utils import Cluster
 
     from tests.builders import build_dataset
@@ -121,6 +125,7 @@ def run_faults(folder: Path) -> dict[str, Any]:
         for _ in range(KILLS):
             run.settle()
             faults.append(run.suffer("worker killed", kill_worker))
+            tell(faults[-1])
         for _ in range(FAULTS):
             run.settle()
             faults.append(run.suffer("machine lost", partial(cluster.remove_node, node, allow_graceful=False)))
@@ -128,6 +133,7 @@ def run_faults(folder: Path) -> dict[str, Any]:
             node = cluster.add_node(num_cpus=1)
             run.wait_for("two workers", lambda: run.sizes()[-1:] == [2])
             faults[-1].regrown_s = round(run.told("progress")[-1]["time"] - returned, 1)
+            tell(faults[-1])
         seconds, steps = time.monotonic() - began, run.told("progress")[-1]["step"]
         run.process.terminate()
         run.process.wait()
@@ -178,13 +184,15 @@ def elastic_job(folder: Path) -> TrainJob:
     return make_job(dataset, folder / "work", model, max_steps=ENDLESS, learning_rate=1e-4, **values)
 
 
-def print_table(found: dict[str, Any]) -> None:
-    print("fault            pause s  noticed  opened  lost steps  machine used after s")
-    for fault in found["faults"]:
-        print(
-            f"{fault['kind']:16} {fault['pause_s']:7.1f} {fault['noticed_s']:8.1f} {fault['opened_s']:7.1f} "
-            f"{fault['lost_steps']:11d} {fault['regrown_s'] or 0:21.1f}"
-        )
+def print_fault(fault: Fault) -> None:
+    print(
+        f"{fault.kind:16} {fault.pause_s:7.1f} {fault.noticed_s:8.1f} {fault.opened_s:7.1f} "
+        f"{fault.lost_steps:11d} {fault.regrown_s or 0:21.1f}",
+        flush=True,
+    )
+
+
+def print_sums(found: dict[str, Any]) -> None:
     longest = max(fault["pause_s"] for fault in found["faults"])
     lost = max(fault["lost_steps"] for fault in found["faults"])
     print(
@@ -205,11 +213,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-el-") as temporary:
         folder = Path(sys.argv[1] if sys.argv[1:] else temporary)
         os.environ.update(client_environment(Path(temporary)), **compute_environment(), PYTHONPATH=root)
-        found = run_faults(folder / "elastic")
-    if sys.argv[1:]:
-        print(json.dumps(found))
-    else:
-        print_table(found)
+        if sys.argv[1:]:
+            print(json.dumps(run_faults(folder / "elastic", lambda fault: None)))
+            return
+        print("fault            pause s  noticed  opened  lost steps  machine used after s", flush=True)
+        print_sums(run_faults(folder / "elastic", print_fault))
 
 
 if __name__ == "__main__":

@@ -84,7 +84,7 @@ def launch_here(job: TrainJob, context: Context) -> TrainResult:
     """Trains in this process, as one worker whatever the spec says (`--debug`)."""
     from components.train.loop import train
 
-    alone = job.train.model_copy(update={"workers": 1})
+    alone = job.train.model_copy(update={"workers": 1, "min_workers": None})
     return train(TrainJob(**{**vars(job), "train": alone}), ContextWorker(context))
 
 
