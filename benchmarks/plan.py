@@ -77,12 +77,9 @@ def main(words: list[str]) -> None:
 
 def measure(task: str, case: dict[str, Any], dataset: Path, folder: Path) -> Measured:
     """Trains a few steps in another process and asks the planner about it."""
-    from components.tasks import get_task
     from components.train.__main__ import read_job
     from components.train.plan.forecast import forecast_peak
-    from components.train.plan.network import Workload
     from components.train.result import RESULT_NAME
-    from components.train.session import network_inputs
 
     defaults = {"max_steps": STEPS, "validate_every_steps": STEPS, "global_batch_size": 16, "precision": "fp32"}
     folder.mkdir()
@@ -103,10 +100,8 @@ def measure(task: str, case: dict[str, Any], dataset: Path, folder: Path) -> Mea
         sys.exit(f"{values['model']} ended with {done.returncode}: {done.stderr[-2000:]}")
     facts = json.loads((folder / "work" / RESULT_NAME).read_text())["facts"]
     job = read_job(folder / "job.json")
-    preprocessing = get_task(task).load(dataset / "preprocess")
-    workload = Workload(task, job.model, network_inputs(job, preprocessing), len(preprocessing.classes))
     seconds = time.monotonic() - started
-    return Measured(forecast_peak(job, workload, facts), facts["peak_memory_bytes"], seconds)
+    return Measured(forecast_peak(job, facts), facts["peak_memory_bytes"], seconds)
 
 
 def make_datasets(folder: Path) -> dict[str, Path]:

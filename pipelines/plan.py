@@ -97,7 +97,14 @@ def make_planner(spec: Spec, options: PlanOptions, assume: Assumptions) -> Plann
         precision = "fp32"
         assume("fp32: on a CPU `precision: auto` is settled by a few steps when the training begins")
     workload = make_workload(spec, assume)
-    demand = Demand(workload, spec.train.optimizer.name, precision, spec.train.global_batch_size, workers)
+    demand = Demand(
+        workload,
+        spec.train.optimizer.name,
+        precision,
+        spec.train.global_batch_size,
+        workers,
+        averaged=spec.train.ema is not None,
+    )
     return Planner(demand, machine)
 
 
@@ -153,6 +160,7 @@ def written_setting(spec: Spec, planner: Planner) -> Setting:
         checkpointing=spec.train.activation_checkpointing,
         device=planner.machine.device,
         validation_batch=validation_batch(demand.workload),
+        averaged=demand.averaged,
     )
 
 

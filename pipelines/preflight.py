@@ -24,6 +24,7 @@ def load_and_check(source: str | Path | Mapping[str, Any], overrides: Mapping[st
     """
     loaded = load_spec(source, overrides)
     check_data(loaded)
+    check_machine(loaded)
     check_memory(loaded)
     return loaded
 
@@ -37,6 +38,21 @@ def check_data(loaded: LoadedSpec) -> None:
     from components.data.preflight import check_source
 
     errors = check_source(loaded.spec.task, loaded.spec.data)
+    if errors:
+        raise SpecErrors(errors)
+
+
+def check_machine(loaded: LoadedSpec) -> None:
+    """Refuses a training for which this machine lacks something; what another cluster has is not known here.
+
+    Raises:
+        SpecErrors: Everything that is lacking, at once.
+    """
+    from components.train.preflight import check_machine as lacking
+
+    if os.environ.get("RAY_ADDRESS"):
+        return
+    errors = lacking(loaded.spec.train)
     if errors:
         raise SpecErrors(errors)
 

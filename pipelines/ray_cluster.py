@@ -115,6 +115,8 @@ def client_environment(home: Path) -> dict[str, str]:
     return {
         # What S3 is fetched into lies there; the default is relative to the command's folder.
         "PENSTOCK_HOME": str(home),
+        # Generated code of `train.compile`; the default is a folder that any user of the machine could have made.
+        "TORCHINDUCTOR_CACHE_DIR": str(home / "cache" / "compiled"),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_path(home)),
         "RAY_USAGE_STATS_ENABLED": "0",

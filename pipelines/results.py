@@ -13,6 +13,10 @@ from pipelines.runner import planned
 from pipelines.worker import CHAMPION, verdict
 
 RESULT_SCHEMA = 1
+TRAINING_FACTS = (
+    *("device", "workers", "steps", "seconds", "samples_per_s", "tokens_per_s", "mfu", "peak_tflops", "peak_source"),
+    *("data_wait", "skipped_steps", "overflowed_steps", "loss_spikes", "straggler", "restarts"),
+)
 METRIC_KEYS = ("accuracy", "precision", "recall", "f1", "loss")
 
 
@@ -112,7 +116,7 @@ def _model(artifact: Artifact | None, metrics: Mapping[str, Any]) -> dict[str, A
         "parameters": facts["parameters"],
         "size_bytes": facts["size_bytes"],
         "metrics": {"validation": facts["metrics"]["validation"], "test": metrics.get("trained")},
-        "training": {name: facts.get("facts", {}).get(name) for name in ("workers", "restarts")},
+        "training": {name: facts.get("facts", {}).get(name) for name in TRAINING_FACTS},
     }
 
 

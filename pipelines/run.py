@@ -83,7 +83,7 @@ def prepare(loaded: LoadedSpec, options: RunOptions, home: Path) -> RunFolder:
         SpecErrors: If the data is not what the spec says.
         SpecError: If `--resume` names a run that differs from the spec now; says in what.
     """
-    from pipelines.preflight import check_data, check_memory
+    from pipelines.preflight import check_data, check_machine, check_memory
 
     spec = loaded.spec
     source = digest_of(loaded, home)
@@ -94,6 +94,7 @@ def prepare(loaded: LoadedSpec, options: RunOptions, home: Path) -> RunFolder:
         return folder
     if options.fresh or _newest_of(home, identity) is None:
         check_data(loaded)
+        check_machine(loaded)
         check_memory(loaded)
     # Two commands that start at once must find or make the same folder, and make it once.
     making = FileLock(runs_folder(home) / ".making")

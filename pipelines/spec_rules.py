@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from components.errors import PenstockError, SpecError
+from components.models.lora import check_lora
 from components.serve.keys import is_loopback
 from components.tasks import get_task
 from components.tasks.tokenizers import BUILT
@@ -17,7 +18,15 @@ if TYPE_CHECKING:
 
 def check_rules(spec: Spec) -> list[PenstockError]:
     """Everything that is wrong between sections."""
-    rules = (_architecture_fits_task, _patches_fit, _stages_fit, _tokens_fit, _space_fits, _host_is_guarded)
+    rules = (
+        _architecture_fits_task,
+        _patches_fit,
+        _stages_fit,
+        _tokens_fit,
+        _adapters_fit,
+        _space_fits,
+        _host_is_guarded,
+    )
     return [error for rule in rules for error in rule(spec)]
 
 
@@ -79,6 +88,11 @@ def _tokens_fit(spec: Spec) -> list[PenstockError]:
         errors.append(SpecError(f"data.split.by {spec.data.split.by} does not fit {spec.task}; allowed: random "
                                 "(by document), position.", "data.split.by"))  # fmt: skip
     return errors
+
+
+def _adapters_fit(spec: Spec) -> list[PenstockError]:
+    error = check_lora(spec.model, spec.train.zero.stage)
+    return [] if error is None else [error]
 
 
 def _space_fits(spec: Spec) -> list[PenstockError]:

@@ -70,11 +70,24 @@ def _sweep(result: Mapping[str, Any]) -> list[str]:
 
 
 def _training(result: Mapping[str, Any]) -> list[str]:
-    restarts = ((result["model"] or {}).get("training") or {}).get("restarts")
-    if not restarts:
+    """How fast the final training went, and what was odd about it."""
+    facts = (result["model"] or {}).get("training")
+    if not facts or facts["steps"] is None:
         return []
-    times = "once" if restarts == 1 else f"{restarts} times"
-    return [f"training    went on {times} from a checkpoint after a worker was lost"]
+    unit = "tokens" if facts["tokens_per_s"] is not None else "samples"
+    parts = [f"{facts['steps']:,} steps in {facts['seconds']:.1f} s, {facts[f'{unit}_per_s']:,.0f} {unit}/s"]
+    if facts["mfu"] is not None:
+        source = "data sheet" if facts["peak_source"].startswith("data sheet") else "measured"
+        parts.append(f"{facts['mfu']:.0%} of the {source} peak of {facts['peak_tflops']:.3g} TFLOPS")
+    if facts["data_wait"] is not None:
+        parts.append(f"{facts['data_wait']:.0%} waiting for data")
+    parts += [f"{facts[name]} {name.replace('_', ' ')}" for name in ("loss_spikes", "skipped_steps") if facts[name]]
+    if facts["straggler"] is not None:
+        parts.append(f"worker {facts['straggler']} was slow")
+    if facts["restarts"]:
+        times = "once" if facts["restarts"] == 1 else f"{facts['restarts']} times"
+        parts.append(f"went on {times} from a checkpoint after a worker was lost")
+    return [f"training    {', '.join(parts)}"]
 
 
 def _compression(result: Mapping[str, Any]) -> list[str]:

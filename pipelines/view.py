@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 PLAIN_PROGRESS_S = 10.0
+SHARES = {"mfu": "MFU", "data_wait": "data wait"}
 MOST_TRIALS = 14
 """Trials shown at once; fewer on a low terminal."""
 
@@ -52,13 +53,15 @@ class StageState:
 
 
 def describe_metrics(metrics: dict[str, float]) -> str:
-    """`loss 0.412  accuracy 0.956  1,340 samples/s  ETA 12 s`."""
+    """`loss 0.412  accuracy 0.956  1,340 samples/s  MFU 31%  data wait 2%  ETA 12 s`."""
     parts = []
     for name, value in metrics.items():
         if value is None:
             continue
         if name == "eta_s":
             parts.append(f"ETA {value:.0f} s")
+        elif name in SHARES:
+            parts.append(f"{SHARES[name]} {value:.0%}")
         elif name.endswith("_per_s"):
             parts.append(f"{value:,.0f} {name.removesuffix('_per_s')}/s")
         elif isinstance(value, int | float):

@@ -53,8 +53,24 @@ class ResNetConfig(ArchitectureConfig):
         return self
 
 
+class LoraConfig(Config):
+    """Low-rank adapters (Hu et al. 2021): small matrices are trained beside frozen ones, then merged into them."""
+
+    rank: int = Field(8, ge=1)
+    """Width of the adapters."""
+    alpha: float = Field(16.0, gt=0)
+    """What they add is scaled by alpha / rank."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Of their inputs."""
+    target_modules: tuple[str, ...] | None = None
+    """Names of the layers that get one (`q_proj`); None is every linear layer but the output layer."""
+
+
 class TransformerConfig(ArchitectureConfig):
     """What the Transformers share."""
+
+    lora: LoraConfig | None = None
+    """None trains all weights; else adapters, and the classifier where there is one. Meant for `pretrained`."""
 
     hidden_size: int = Field(128, ge=1)
     num_hidden_layers: int = Field(2, ge=1)

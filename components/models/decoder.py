@@ -13,7 +13,7 @@ from torch import nn
 
 from components.errors import SpecError
 from components.models.config import GptConfig, LlamaConfig
-from components.models.transformer import load_pretrained
+from components.models.transformer import load_pretrained, make_network
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -39,7 +39,7 @@ class Decoder(nn.Module):
             scratch = network_config(config, inputs)
             shape = scratch if network is None else type(scratch).from_dict(dict(network))
             shape._attn_implementation = "sdpa"
-            self.decoder = model_class(config)(shape)
+            self.decoder = make_network(model_class(config), shape)
         self.decoder.config.use_cache = False
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:

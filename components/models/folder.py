@@ -6,7 +6,8 @@ model.safetensors   config.json {"task", "architecture", "inputs", "classes"}   
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,13 +33,13 @@ def model_values(
     classes: Sequence[str],
     module: nn.Module | None = None,
 ) -> dict[str, Any]:
-    """What `config.json` holds; `pretrained` is left out, because the weights are in the folder.
+    """What `config.json` holds; `pretrained` and `lora` are left out: the weights are in the folder, adapters merged.
 
     A network that began as a pretrained one also keeps its full `transformers` config, which wins over our fields.
     """
     values: dict[str, Any] = {
         "task": task,
-        "architecture": config.model_dump(mode="json", exclude={"pretrained"}),
+        "architecture": config.model_dump(mode="json", exclude={"pretrained", "lora"}),
         "inputs": dict(inputs),
         "classes": list(classes),
     }
@@ -76,14 +77,38 @@ def save_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, path)
 
 
+def stream_weights(path: Path, shapes: Mapping[str, tuple[int, ...]], weights: Iterable[torch.Tensor]) -> None:
+    """Writes float32 tensors as safetensors while only one of them need be there.
+
+    Args:
+        shapes: By name.
+        weights: One for each of these, in their order.
+    """
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        begin, end = end, end + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+    with path.open("wb") as handle:
+        handle.write(len(text).to_bytes(8, "little") + text)
+        for tensor in weights:
+            handle.write(tensor.detach().float().cpu().contiguous().numpy().data)
+
+
 def named_weights(module: nn.Module) -> dict[str, torch.Tensor]:
     """The state dict, each tensor once: of tied ones (embedding and output layer) only the first name."""
+    return {name: tensor.detach() for name, tensor in named_tensors(module).items()}
+
+
+def named_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The same as the very parameters and buffers."""
     found: dict[str, torch.Tensor] = {}
     seen: set[int] = set()
     for name, tensor in module.state_dict(keep_vars=True).items():
         if id(tensor) not in seen:
             seen.add(id(tensor))
-            found[name] = tensor.detach()
+            found[name] = tensor
     return found
 
 
@@ -150,7 +175,12 @@ def build_from_values(values: Mapping[str, Any]) -> nn.Module:
 
 def count_parameters(module: nn.Module) -> int:
     """Number of trainable values."""
-    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    return sum(elements(parameter) for parameter in module.parameters() if parameter.requires_grad)
+
+
+def elements(parameter: nn.Parameter) -> int:
+    """Of a parameter as a whole, also where ZeRO-3 left a shard of it here."""
+    return getattr(parameter, "ds_numel", parameter.numel())
 
 
 def load_preprocessing(folder: Path, values: Mapping[str, Any]) -> Preprocessing:

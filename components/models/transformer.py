@@ -69,7 +69,7 @@ class BertClassifier(nn.Module):
         self.encoder = make_encoder(BertModel, scratch, config, network, add_pooling_layer=False)
         if self.encoder.config.vocab_size != inputs["vocab_size"]:
             self.encoder.resize_token_embeddings(inputs["vocab_size"], mean_resizing=False)
-            nn.init.normal_(self.encoder.get_input_embeddings().weight, std=self.encoder.config.initializer_range)
+            redraw(self.encoder.get_input_embeddings().weight, self.encoder.config.initializer_range)
         self.dropout = nn.Dropout(config.dropout)
         self.classifier = linear_head(self.encoder.config.hidden_size, num_classes)
 
@@ -133,7 +133,23 @@ def make_encoder(
     shape = scratch if network is None else type(scratch).from_dict(dict(network))
     for name, value in attention.items():
         setattr(shape, f"_{name}", value)
-    return model_class(shape, **options)
+    return make_network(model_class, shape, **options)
+
+
+def make_network(model_class: Any, shape: PretrainedConfig, **options: Any) -> Any:
+    """A network with random weights; sharded from the start inside `sharded.sharding`, with the same weights."""
+    from transformers.initialization import no_init_weights
+    from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+    if is_deepspeed_zero3_enabled():
+        from components.models.sharded import make_sharded
+
+        return make_sharded(model_class, shape, options)
+    # Drawn once, in one pass: torch's own weights, drawn layer by layer before, would only be overwritten.
+    with no_init_weights():
+        network = model_class(shape, **options)
+    network.init_weights()
+    return network
 
 
 def load_pretrained(model_class: type[PreTrainedModel], source: str, **options: Any) -> PreTrainedModel:
@@ -156,6 +172,18 @@ def pretrained_error(source: str) -> SpecError:
         "safetensors weights; name one, or leave it out to start from random weights.",
         field="model.pretrained",
     )
+
+
+def redraw(weight: nn.Parameter, std: float) -> None:
+    """Draws a weight anew, sharded or not."""
+    from components.models.sharded import gathered
+
+    with torch.no_grad():
+        if hasattr(weight, "ds_id"):
+            with gathered([weight]):
+                nn.init.normal_(weight, std=std)
+        else:
+            nn.init.normal_(weight, std=std)
 
 
 def check_same(pretrained: int, data: int, what: str, field: str) -> None:

@@ -77,6 +77,13 @@ class EarlyStopConfig(Config):
     """Smallest change that counts as improvement."""
 
 
+class EmaConfig(Config):
+    """An exponential moving average of the weights, validated and kept in their place."""
+
+    decay: float = Field(0.999, gt=0, lt=1)
+    """Share of the average that a step keeps; after n steps at most (1 + n) / (10 + n)."""
+
+
 class ZeroConfig(Config):
     """DeepSpeed ZeRO (Rajbhandari et al. 2019): what is sharded over the workers."""
 
@@ -139,11 +146,15 @@ class TrainConfig(Config):
     """Largest norm of the gradient; 0 does not clip."""
     early_stop: EarlyStopConfig | None = None
     """None trains all epochs."""
+    ema: EmaConfig | None = None
+    """None keeps the weights as they are; an average costs 4 bytes a parameter on every worker."""
     augment: AugmentConfig = AugmentConfig()
     activation_checkpointing: bool = False
     """Whether activations inside a Transformer's layers are computed again in the backward pass instead of kept."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 on a GPU, on a CPU what a few probe steps find faster."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """auto: bf16 on a GPU that has it (else fp16), on a CPU what probe steps find faster. fp16 scales the loss."""
+    compile: bool = False
+    """Whether forward and backward pass are compiled (torch.compile): half a minute at the start for quicker steps."""
     workers: Workers = Field(1, ge=1)
     """Processes that train together, one GPU each where there are GPUs. {min, max} goes on with fewer when machines are
     lost, and with more when they return."""
@@ -168,6 +179,12 @@ class TrainConfig(Config):
         self._check_workers()
         if self.optimizer.name == "muon" and (self.workers > 1 or self.zero.stage):
             raise ValueError("optimizer muon needs whole matrices; set workers to 1 and zero.stage to 0, or take adamw")
+        if self.ema is not None and self.zero.stage == 3:
+            raise ValueError("ema averages whole weights, which zero.stage 3 shards; set zero.stage to 2 or less, or "
+                             "leave ema out")  # fmt: skip
+        if self.compile and self.zero.stage == 3:
+            raise ValueError("compile needs whole weights, which zero.stage 3 gathers layer by layer; set zero.stage "
+                             "to 2 or less, or compile to false")  # fmt: skip
         if self.zero.stage == 3 and (self.regularize.l1 or self.regularize.l2):
             raise ValueError("regularize.l1 and l2 need whole weights, which zero.stage 3 shards; use weight_decay")
         return self

@@ -6,7 +6,7 @@ import importlib
 import math
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,11 +15,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from components.models.folder import named_weights
+from components.models.folder import named_tensors, save_weights, stream_weights
+from components.train.compiling import Compiling
 from components.train.config import RESHARDED_OPTIMIZERS, ZeroConfig
-from components.train.engine import EngineSettings, Update
+from components.train.engine import EngineSettings, Update, judge_step
+from components.train.loss_scale import LossScale
 from components.train.optimizer import make_optimizer, parameter_groups
-from components.train.torch_engine import load_whole, save_whole
+from components.train.torch_engine import load_whole, plain_weights, save_whole, unscale
 
 TAG = "deepspeed"
 COMMON_NAME = "common.safetensors"
@@ -79,10 +81,14 @@ class DeepSpeedEngine:
         self.rank, self.stage = settings.rank, settings.train.zero.stage
         self.cleanup = ExitStack()
         self.cleanup.enter_context(_environment(_rank_variables(settings)))
-        deepspeed = _import_deepspeed(settings.placement.device)
-        _start_group(settings)
-        deepspeed.init_distributed(dist_backend=settings.placement.backend, verbose=False)
+        deepspeed = start_deepspeed(settings)
         module = module.to(settings.placement.device)
+        share_whole_weights(module)
+        self.loss_scale = LossScale() if settings.precision == "fp16" else None
+        if self.loss_scale is not None:
+            # DeepSpeed's own fp16 under autocast neither keeps its scale in checkpoints nor heeds it when it clips.
+            device_type = settings.placement.device.split(":")[0]
+            module.forward = torch.autocast(device_type, torch.float16)(module.forward)
         self.engine, *_ = deepspeed.initialize(
             model=module,
             optimizer=choose_optimizer(settings, module),
@@ -90,19 +96,28 @@ class DeepSpeedEngine:
             dist_init_required=False,
         )
         self.module = self.engine.module
+        self.compiling = Compiling(self.module, settings.train.compile)
         zero = settings.train.zero
         self.counts_in_int = zero.offload_optimizer != "none" and settings.train.optimizer.name in RESHARDED_OPTIMIZERS
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        return self.engine(**inputs).float()
+        with self.compiling.forward(inputs):
+            return self.engine(**inputs).float()
 
     def backward(self, loss: torch.Tensor) -> None:
+        if self.loss_scale is not None:
+            if self.stage == 0:
+                loss = loss * self.loss_scale.scale
+            else:
+                self.engine.optimizer.override_loss_scale(self.loss_scale.scale)
         self.engine.backward(loss)
 
     def step(self, learning_rate: float) -> Update:
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
         last = self.engine.is_gradient_accumulation_boundary()
+        if last and self.stage == 0 and self.loss_scale is not None:
+            unscale(self.module, self.loss_scale)
         # ZeRO looks at the gradient itself. Without it all ranks have the whole one here, and so agree.
         spoilt = last and self.stage == 0 and not self._gradient_is_finite()
         if spoilt:
@@ -110,19 +125,24 @@ class DeepSpeedEngine:
         self.engine.step()
         if not last:
             return Update.WAITING
-        return Update.SKIPPED if spoilt or not self.engine.was_step_applied() else Update.TAKEN
+        return judge_step(not spoilt and self.engine.was_step_applied(), self.loss_scale)
 
     def _gradient_is_finite(self) -> bool:
         gradients = [value.grad for value in self.module.parameters() if value.grad is not None]
         return math.isfinite(float(nn.utils.get_total_norm(gradients)))
 
-    def weights(self) -> dict[str, torch.Tensor] | None:
-        from deepspeed.runtime.zero.partition_parameters import GatheredParameters
-
-        with GatheredParameters(list(self.module.parameters()), enabled=self.stage == 3):
-            if self.rank != 0:
-                return None
-            return {name: tensor.cpu().clone() for name, tensor in named_weights(self.module).items()}
+    def write_weights(self, path: Path) -> None:
+        if self.stage < 3:
+            if self.rank == 0:
+                save_weights(path, plain_weights(self.module))
+            return
+        tensors = named_tensors(self.module)
+        shapes = {name: tuple(getattr(tensor, "ds_shape", tensor.shape)) for name, tensor in tensors.items()}
+        whole = gather_each(tensors.values())
+        if self.rank == 0:
+            stream_weights(path, shapes, whole)
+        for _ in whole:  # a gathering is a collective call
+            pass
 
     def save(self, folder: Path) -> None:
         if self.stage == 0:
@@ -207,6 +227,48 @@ class DeepSpeedEngine:
     def close(self) -> None:
         self.engine.destroy()
         self.cleanup.close()
+
+
+def gather_each(tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """One whole tensor after the other, on every rank; those that are not sharded as they are."""
+    from deepspeed.runtime.zero.partition_parameters import GatheredParameters
+
+    for tensor in tensors:
+        with GatheredParameters([tensor], enabled=hasattr(tensor, "ds_id")):
+            yield tensor
+
+
+@contextmanager
+def sharded_building(settings: EngineSettings) -> Iterator[None]:
+    """See `engine.build_sharded`; begins the process group, which a sharded network needs before there is an engine."""
+    from components.models.sharded import sharding
+
+    with _environment(_rank_variables(settings)):
+        start_deepspeed(settings)
+        with sharding(deepspeed_config(settings)):
+            yield
+
+
+def share_whole_weights(module: nn.Module) -> None:
+    """Gives every rank the weights of rank 0 that were not made sharded (a classifier on top of a network that was).
+
+    Reading pretrained weights draws numbers on rank 0 alone, so that what is drawn after it may differ.
+    """
+    import torch.distributed as dist
+
+    parameters = list(module.parameters())
+    if any(hasattr(value, "ds_id") for value in parameters):
+        for value in parameters:
+            if not hasattr(value, "ds_id"):
+                dist.broadcast(value.data, src=0)
+
+
+def start_deepspeed(settings: EngineSettings) -> Any:
+    """The library with its process group; may be called again."""
+    deepspeed = _import_deepspeed(settings.placement.device)
+    _start_group(settings)
+    deepspeed.init_distributed(dist_backend=settings.placement.backend, verbose=False)
+    return deepspeed
 
 
 def _rank_variables(settings: EngineSettings) -> dict[str, str]:

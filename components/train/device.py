@@ -6,7 +6,9 @@ import os
 from dataclasses import dataclass
 from typing import Literal
 
-Precision = Literal["fp32", "bf16"]
+from components.errors import SpecError
+
+Precision = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
@@ -18,12 +20,14 @@ class Hardware:
         cores: Cores that may be used.
         threads: What OMP_NUM_THREADS asks for, or None.
         cpu_bf16: Whether the CPU multiplies bf16 in hardware.
+        gpu_bf16: Whether the GPUs do; those before Ampere do not.
     """
 
     gpus: int
     cores: int
     threads: int | None = None
     cpu_bf16: bool = False
+    gpu_bf16: bool = True
 
 
 @dataclass(frozen=True)
@@ -40,20 +44,30 @@ class Placement:
 
     device: str
     backend: Literal["nccl", "gloo"]
-    precision: Literal["fp32", "bf16", "probe"]
+    precision: Literal["fp32", "bf16", "fp16", "probe"]
     threads: int
     cpus_per_worker: int
     gpus_per_worker: int
 
 
 def plan_placement(
-    hardware: Hardware, workers: int, precision: Literal["auto", "fp32", "bf16"], local_rank: int = 0
+    hardware: Hardware, workers: int, precision: Literal["auto", "fp32", "bf16", "fp16"], local_rank: int = 0
 ) -> Placement:
-    """Decides how each of `workers` workers runs; a GPU wherever there is one."""
+    """Decides how each of `workers` workers runs; a GPU wherever there is one.
+
+    Raises:
+        SpecError: If the device lacks the precision.
+    """
+    if precision == "fp16" and not hardware.gpus:
+        raise SpecError(
+            "train.precision is fp16, which is for GPUs, and there is none here; set it to auto, bf16 or fp32.",
+            field="train.precision",
+        )
     share = max(1, hardware.cores // workers)
     threads = hardware.threads or share
     if hardware.gpus:
-        chosen: Precision = "bf16" if precision == "auto" else precision
+        half: Precision = "bf16" if hardware.gpu_bf16 else "fp16"
+        chosen: Precision = half if precision == "auto" else precision
         return Placement(f"cuda:{local_rank % hardware.gpus}", "nccl", chosen, threads, share, 1)
     auto: Literal["probe", "fp32"] = "probe" if hardware.cpu_bf16 else "fp32"
     return Placement("cpu", "gloo", auto if precision == "auto" else precision, threads, share, 0)
@@ -68,6 +82,7 @@ def detect_hardware() -> Hardware:
         gpus=torch.cuda.device_count() if torch.cuda.is_available() else 0,
         cores=len(os.sched_getaffinity(0)),
         threads=int(threads) if threads.isdigit() and int(threads) > 0 else None,
+        gpu_bf16=not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False),
         cpu_bf16=torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(),
     )
 

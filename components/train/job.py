@@ -35,7 +35,10 @@ class TrainJob:
 
 
 class Worker(Protocol):
-    """Who the loop is among the workers, and where its reports go."""
+    """Who the loop is among the workers, and where its reports go.
+
+    It may also have `warn(text)`, and `speed(epoch, metrics)`, told by rank 0 after each report.
+    """
 
     @property
     def rank(self) -> int: ...
@@ -45,7 +48,7 @@ class Worker(Protocol):
     def local_rank(self) -> int: ...
 
     def progress(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
-        """Told about once a second by rank 0: loss, samples_per_s, eta_s."""
+        """Told about once a second by rank 0: loss, samples_per_s or tokens_per_s, mfu, data_wait, eta_s."""
 
     def report(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Told by every rank after each epoch (counted from 1) with the validation metrics. A sweep stops a trial by
@@ -62,7 +65,7 @@ class TrainResult:
         metrics: Validation metrics of that epoch.
         history: One dict an epoch: epoch, train_loss, learning_rate and the validation metrics.
         weights: safetensors file with that epoch's weights (below the work folder).
-        facts: precision chosen, parameters, steps, seconds, samples_per_s, resumed_from_step.
+        facts: precision chosen, parameters, steps, seconds, samples_per_s, mfu, data_wait, resumed_from_step, ...
     """
 
     best_epoch: int

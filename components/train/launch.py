@@ -58,6 +58,9 @@ class ContextWorker:
             self.context.event("metric", epoch, metrics=metrics, workers=self.world_size)
             self.context.track("metrics", step=epoch, metrics=dict(metrics))
 
+    def speed(self, epoch: int, metrics: Mapping[str, float]) -> None:
+        self.context.track("metrics", step=epoch, metrics=dict(metrics))
+
     def warn(self, text: str) -> None:
         self.context.warn(text)
 

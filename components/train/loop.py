@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 from components.artifacts.local_store import sync_path
 from components.errors import StageError
-from components.models.folder import save_weights
 from components.train.augment import augment_images
 from components.train.engine import Update
 from components.train.evaluation import evaluate
@@ -24,10 +23,12 @@ from components.train.feed import Inputs
 from components.train.job import TrainJob, TrainResult, Worker
 from components.train.optimizer import weight_penalty
 from components.train.order import micro_batch
+from components.train.out_of_memory import is_out_of_memory, out_of_memory
 from components.train.plan.measure import MemoryWatch
 from components.train.result import read_result, write_result
 from components.train.schedule import rate_factor
 from components.train.session import Session, open_session, roll_back, save, warn
+from components.train.watch import Watch, look_for_spikes, look_for_stragglers, note_loss, own_work
 
 if TYPE_CHECKING:
     import torch
@@ -45,7 +46,7 @@ def train(job: TrainJob, worker: Worker) -> TrainResult:
         The best epoch's metrics and weights; the same values on every rank.
 
     Raises:
-        StageError: If the loss is no longer finite.
+        StageError: If the loss is no longer finite, or the memory is too small.
         CheckpointError: If there were checkpoints, but none that can be used.
     """
     recorded = read_result(job)
@@ -53,18 +54,28 @@ def train(job: TrainJob, worker: Worker) -> TrainResult:
         return recorded
     job.work_folder.mkdir(parents=True, exist_ok=True)
     memory = MemoryWatch.start()
-    session = open_session(job, worker)
     try:
-        tell_last_round(session)
-        while not done(session):
-            try:
-                run_round(session)
-            except RolledBack:
-                continue
-        session.facts["peak_memory_bytes"] = memory.peak_bytes()
-        return finish(session)
-    finally:
-        session.engine.close()
+        session = open_session(job, worker)
+        try:
+            return train_session(session, memory)
+        finally:
+            session.engine.close()
+    except (MemoryError, RuntimeError) as error:
+        if is_out_of_memory(error):
+            raise out_of_memory(job, worker) from error
+        raise
+
+
+def train_session(session: Session, memory: MemoryWatch) -> TrainResult:
+    """All rounds that are left, and the outcome."""
+    tell_last_round(session)
+    while not done(session):
+        try:
+            run_round(session)
+        except RolledBack:
+            continue
+    session.facts["peak_memory_bytes"] = memory.peak_bytes()
+    return finish(session)
 
 
 class RolledBack(Exception):
@@ -88,22 +99,32 @@ def done(session: Session) -> bool:
 def run_round(session: Session) -> None:
     """Trains up to the next validation, measures, makes it durable and reports it."""
     progress, train_config = session.progress, session.job.train
-    train_loss = train_round(session)
-    session.group.average_buffers(session.engine.module)
-    metrics = validate(session)
-    progress.epoch += 1
+    with session.meter.running():
+        train_loss = train_round(session)
+    look_for_stragglers(session)
     rate = train_config.learning_rate * factor_at(session, progress.step - 1)
-    place = {"epoch": progress.epoch, "step": progress.step}
-    progress.history.append({**place, "train_loss": train_loss, "learning_rate": rate, **metrics})
-    if improves(session, metrics):
-        progress.improved_epoch = progress.epoch
-    if improves(session, metrics) or breaks_tie(session, metrics):
-        keep_best(session, metrics)
+    with session.weights_to_keep():
+        metrics = validate(session)
+        note_round(session, metrics, train_loss, rate)
     if done(session) or (
         train_config.checkpoint_every_steps is None and progress.epoch % train_config.checkpoint_every_epochs == 0
     ):
         save(session)
     session.worker.report(progress.epoch, {**metrics, "train_loss": train_loss, "learning_rate": rate})
+    tell_speed(session)
+
+
+def note_round(session: Session, metrics: dict[str, float], train_loss: float, rate: float) -> None:
+    """Writes a round into the history, and keeps its weights if they are the best so far."""
+    progress = session.progress
+    progress.epoch += 1
+    place = {"epoch": progress.epoch, "step": progress.step}
+    progress.history.append({**place, "train_loss": train_loss, "learning_rate": rate, **metrics})
+    better = improves(session, metrics)
+    if better:
+        progress.improved_epoch = progress.epoch
+    if better or breaks_tie(session, metrics):
+        keep_best(session, metrics)
 
 
 def train_round(session: Session) -> float:
@@ -119,11 +140,20 @@ def train_round(session: Session) -> float:
         session.progress.step += 1
         if update is Update.TAKEN:
             session.loss_sum = session.loss_sum + loss
+            if session.average is not None:
+                session.average.update()
+            note_loss(session, loss / session.shape.accumulation)
             tell_progress(session, loss / session.shape.accumulation)
+        elif update is Update.OVERFLOW:
+            session.progress.overflowed.append(session.progress.step - 1)
         else:
             leave_out_step(session)
+        session.meter.count_step()
         if every and session.progress.step % every == 0 and session.progress.step < end:
+            session.meter.pause()
             save(session)
+            session.meter.go_on()
+    look_for_spikes(session)
     mean = mean_loss(session, end - begin - left_out(session, begin, end))
     session.loss_sum = 0.0
     return mean
@@ -135,9 +165,13 @@ def train_step(session: Session) -> tuple[torch.Tensor, Update]:
     rate = session.job.train.learning_rate * factor_at(session, step)
     order, total, update = session.order(shape.epoch_of(step)), None, Update.WAITING
     for part in range(shape.accumulation):
-        inputs, labels = session.training.batch(micro_batch(order, step, part, session.group.rank, shape))
-        loss = batch_loss(session, inputs, labels)
+        with own_work(session):
+            with session.meter.waiting():
+                inputs, labels = session.training.batch(micro_batch(order, step, part, session.group.rank, shape))
+            loss = batch_loss(session, inputs, labels)
         session.engine.backward(loss)
+        if session.work is not None:
+            session.meter.flops += session.work.flops(inputs)
         update = session.engine.step(rate)
         total = loss.detach() if total is None else total + loss.detach()
     assert total is not None
@@ -168,12 +202,13 @@ def leave_out_step(session: Session) -> None:
         raise diverged(session, f"the gradient was not finite {limit + 1} times in a row, last at {where}")
     if session.group.rank == 0:
         warn(session.worker, f"After {limit + 1} such steps in a row training goes back to {session.progress.step}.")
+    session.watch = Watch()
     raise RolledBack
 
 
 def left_out(session: Session, begin: int, end: int) -> int:
-    """Steps of a round that were skipped."""
-    return sum(begin <= step < end for step in session.progress.skipped)
+    """Steps of a round that changed nothing."""
+    return sum(begin <= step < end for step in (*session.progress.skipped, *session.progress.overflowed))
 
 
 def batch_loss(session: Session, inputs: Inputs, labels: torch.Tensor) -> torch.Tensor:
@@ -196,8 +231,18 @@ def tell_progress(session: Session, loss: torch.Tensor) -> None:
     if not session.meter.due():
         return
     step, value = session.progress.step, check_finite(session, float(loss))
+    session.watch.sampling = True
     if session.group.rank == 0:
         session.worker.progress(step, session.rounds.total_steps, {"loss": value, **session.meter.pace(step)})
+
+
+def tell_speed(session: Session) -> None:
+    """At a validation: how fast it goes, for a worker that wants to know. Not a part of its report, which is the same
+    however fast a machine is."""
+    tell = getattr(session.worker, "speed", None)
+    if tell is not None and session.group.rank == 0:
+        pace = session.meter.pace(session.progress.step)
+        tell(session.progress.epoch, {name: value for name, value in pace.items() if name != "eta_s"})
 
 
 def mean_loss(session: Session, steps: int) -> float:
@@ -260,12 +305,11 @@ def breaks_tie(session: Session, metrics: dict[str, float]) -> bool:
 def keep_best(session: Session, metrics: dict[str, float]) -> None:
     """Makes this epoch the best one; its weights, gathered from all shards, go to a file of their own."""
     session.progress.best_epoch, session.progress.best_metrics = session.progress.epoch, dict(metrics)
-    weights = session.engine.weights()
-    if weights is None:
-        return
     target = session.best_weights()
     target.parent.mkdir(parents=True, exist_ok=True)
-    save_weights(target, weights)
+    session.engine.write_weights(target)
+    if session.group.rank != 0:
+        return
     sync_path(target)
     for old in target.parent.iterdir():
         if old != target:
@@ -279,10 +323,12 @@ def finish(session: Session) -> TrainResult:
         **session.facts,
         "steps": progress.step,
         "skipped_steps": len(progress.skipped),
+        "overflowed_steps": len(progress.overflowed),
         "rollbacks": progress.rollbacks,
+        "loss_spikes": len(progress.spikes),
         "restarts": count_restarts(session.job.work_folder),
         "seconds": round(meter.seconds, 3),
-        **{name: round(value, 1) for name, value in meter.pace(progress.step).items() if name.endswith("_per_s")},
+        **{name: round(value, 4) for name, value in meter.pace(progress.step).items() if name != "eta_s"},
     }
     result = TrainResult(progress.best_epoch, progress.best_metrics, progress.history, session.best_weights(), facts)
     if session.group.rank == 0:

@@ -26,7 +26,9 @@ def make_optimizer(config: TrainConfig, module: nn.Module) -> torch.optim.Optimi
     if options.name == "momentum":
         return torch.optim.SGD(groups, momentum=options.momentum, **common)
     if options.name == "adagrad":
-        return torch.optim.Adagrad(groups, eps=options.eps, lr=config.learning_rate)
+        # Its fused form is for CPUs alone.
+        on_cpu = all(value.device.type == "cpu" for group in groups for value in group["params"])
+        return torch.optim.Adagrad(groups, eps=options.eps, lr=config.learning_rate, fused=on_cpu or None)
     if options.name == "muon":
         return make_muon(config, module)
     kind = torch.optim.AdamW if options.name == "adamw" else torch.optim.Adam
@@ -81,8 +83,11 @@ def outer_weights(module: nn.Module) -> set[int]:
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Matrices with `weight_decay`, vectors without; a group that would be empty is left out."""
-    matrices = [value for value in module.parameters() if value.requires_grad and value.dim() > 1]
-    vectors = [value for value in module.parameters() if value.requires_grad and value.dim() <= 1]
+    trained = [value for value in module.parameters() if value.requires_grad]
+    # What ZeRO-3 leaves in a sharded parameter's place has no shape of its own.
+    dims = [len(getattr(value, "ds_shape", value.shape)) for value in trained]
+    matrices = [value for value, count in zip(trained, dims, strict=True) if count > 1]
+    vectors = [value for value, count in zip(trained, dims, strict=True) if count <= 1]
     groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -13,28 +14,39 @@ from typing import TYPE_CHECKING, Any
 from components.artifacts.dataset import SplitName, open_split, open_tokens
 from components.errors import CheckpointError, PenstockError
 from components.models.build import build_model
+from components.models.config import BertConfig, GptConfig, LlamaConfig, ViTConfig
 from components.models.folder import count_parameters
+from components.models.lora import add_adapters, check_lora, lora_of
 from components.tasks import get_task
 from components.tasks.base import Preprocessing, Task
 from components.train.checkpoint import CheckpointFolder
-from components.train.device import Placement, apply_placement, detect_hardware, plan_placement
-from components.train.engine import Engine, EngineSettings, choose_engine, make_engine
+from components.train.device import Placement, Precision, apply_placement, detect_hardware, plan_placement
+from components.train.engine import Engine, EngineSettings, build_sharded, choose_engine, make_engine
 from components.train.feed import Feed, TokenFeed
 from components.train.group import Group
 from components.train.job import TrainJob, Worker
+from components.train.loss_scale import LossScale
 from components.train.meter import Meter
 from components.train.order import BatchShape, Rounds, epoch_order, micro_batch
 from components.train.precision import choose_precision
 from components.train.randomness import load_states, read_loss_sum, save_states, seed_everything
 from components.train.reshard import make_universal
 from components.train.result import job_digest, weights_folder
+from components.train.utilization import Work, describe_work, peak_of
+from components.train.watch import Watch
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from torch import nn
 
+    from components.train.average import WeightAverage
+
 BEST_NAME = "best.safetensors"
+AVERAGE_NAME = "average.safetensors"
+MADE_SHARDED = (BertConfig, GptConfig, LlamaConfig, ViTConfig)
+"""Networks that ZeRO-3 never has whole; it makes the others whole and divides them then."""
+PROBED_LAYERS = 2
 SEQ_LEN = 256
 """Tokens a sample where `train.seq_len` is not set."""
 
@@ -53,6 +65,9 @@ class Progress:
         precision: What `choose_precision` found, once and for all.
         skipped: Steps whose gradient was not finite; they are left out.
         rollbacks: How often training went back to a checkpoint because of them.
+        overflowed: Steps that fp16 had scaled too far; they changed nothing and cost nothing but themselves.
+        loss_scale: Of fp16.
+        spikes: Steps whose loss was far above those before.
     """
 
     step: int = 0
@@ -64,6 +79,9 @@ class Progress:
     precision: dict[str, Any] = field(default_factory=dict)
     skipped: list[int] = field(default_factory=list)
     rollbacks: int = 0
+    overflowed: list[int] = field(default_factory=list)
+    loss_scale: dict[str, Any] | None = None
+    spikes: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -87,6 +105,11 @@ class Session:
     """Of a language model's validation split."""
     loss_sum: torch.Tensor | float = 0.0
     """Of this worker's micro batches in the round so far."""
+    work: Work | None = None
+    """FLOPs of a Transformer."""
+    watch: Watch = field(default_factory=Watch)
+    average: WeightAverage | None = None
+    """Of the weights, where `train.ema` asks for one."""
     _order: tuple[int, np.ndarray] | None = None
 
     def order(self, epoch: int) -> np.ndarray:
@@ -95,6 +118,17 @@ class Session:
             self.training.start_epoch(self.job.seed, epoch)
             self._order = (epoch, epoch_order(self.job.seed, epoch, self.shape))
         return self._order[1]
+
+    @contextmanager
+    def weights_to_keep(self) -> Iterator[None]:
+        """Inside, the module holds what is validated and kept: the average of the weights where there is one."""
+        self.group.average_buffers(self.engine.module)
+        if self.average is None:
+            yield
+            return
+        with self.average.in_place():
+            self.group.average_buffers(self.engine.module)
+            yield
 
     def best_weights(self) -> Path:
         """The best epoch's weights file; there from the first validation on."""
@@ -117,23 +151,44 @@ def open_session(job: TrainJob, worker: Worker) -> Session:
     )
     found = agree_on_checkpoint(checkpoints, group, worker)
     progress = Progress(**found["state"]) if found else Progress()
+    refused = check_lora(job.model, job.train.zero.stage)
+    if refused is not None:
+        raise refused
+    inputs, classes = network_inputs(job, preprocessing), len(preprocessing.classes)
     # Weights are drawn alike on every rank and at any world size; from then on each rank draws its own dropout.
     seed_everything(job.seed, rank=0)
-    module = build_model(job.model, network_inputs(job, preprocessing), len(preprocessing.classes))
+    sharded = isinstance(job.model, MADE_SHARDED)
+    with build_sharded(engine_settings(job, worker, placement, "fp32")) if sharded else nullcontext():
+        module = build_model(job.model, inputs, classes)
     if job.train.activation_checkpointing:
         from components.models.transformer import checkpoint_activations
 
         checkpoint_activations(module)
     facts = describe(job, worker, placement, module)
+    if lora_of(job.model) is not None:
+        add_adapters(module, job.model)
+        facts["trainable_parameters"] = count_parameters(module)
     if not progress.precision:
-        progress.precision = group.broadcast(probe_precision(job, placement, module, training, task, shape))
-    engine = make_engine(module, engine_settings(job, worker, placement, progress))
+        probed = probe_network(job, module, inputs, classes)
+        progress.precision = group.broadcast(probe_precision(job, placement, probed, training, task, shape))
+    precision = progress.precision["precision"]
+    engine = make_engine(module, engine_settings(job, worker, placement, precision))
     seed_everything(job.seed, worker.rank)
     seq_len = training.seq_len if isinstance(training, TokenFeed) else None
     meter = Meter(rounds.total_steps, shape.global_batch_size, progress.step, seq_len)
+    work = describe_work(module)
+    if work is not None:
+        peak = peak_of(placement.device, precision, placement.threads)
+        meter.peak_flops = peak.flops
+        facts.update(peak_tflops=round(peak.flops / 1e12, 3), peak_source=peak.source)
     session = Session(
         job, worker, task, group, engine, shape, rounds, training, validation, checkpoints, progress, meter, facts
     )
+    session.work = work
+    if job.train.ema is not None:
+        from components.train.average import WeightAverage
+
+        session.average = WeightAverage(engine.module, job.train.ema.decay)
     session.bytes_per_token = bytes_per_token(job) if task.packed else None
     facts["precision"] = progress.precision
     facts["resumed_from_step"] = progress.step if found else None
@@ -174,8 +229,8 @@ def batch_shape(job: TrainJob, worker: Worker, rows: int) -> BatchShape:
     return BatchShape(rows, job.train.global_batch_size, job.train.gradient_accumulation_steps, worker.world_size)
 
 
-def engine_settings(job: TrainJob, worker: Worker, placement: Placement, progress: Progress) -> EngineSettings:
-    return EngineSettings(job.train, placement, progress.precision["precision"], worker.rank, worker.world_size)
+def engine_settings(job: TrainJob, worker: Worker, placement: Placement, precision: Precision) -> EngineSettings:
+    return EngineSettings(job.train, placement, precision, worker.rank, worker.world_size)
 
 
 def describe(job: TrainJob, worker: Worker, placement: Placement, module: nn.Module) -> dict[str, Any]:
@@ -190,10 +245,32 @@ def describe(job: TrainJob, worker: Worker, placement: Placement, module: nn.Mod
     }
 
 
+def probe_network(job: TrainJob, module: nn.Module, inputs: Mapping[str, int], classes: int) -> nn.Module | None:
+    """What the precision is tried on: the network itself, or where that is sharded two of its layers.
+
+    None where these are not known from the spec, because the network is a pretrained one.
+    """
+    if not any(hasattr(value, "ds_id") for value in module.parameters()):
+        return module
+    if job.model.pretrained is not None:
+        return None
+    layers = getattr(job.model, "num_hidden_layers", PROBED_LAYERS)
+    few = job.model.model_copy(update={"num_hidden_layers": min(layers, PROBED_LAYERS)})
+    return build_model(few, inputs, classes)
+
+
 def probe_precision(
-    job: TrainJob, placement: Placement, module: nn.Module, training: Feed | TokenFeed, task: Task, shape: BatchShape
+    job: TrainJob,
+    placement: Placement,
+    module: nn.Module | None,
+    training: Feed | TokenFeed,
+    task: Task,
+    shape: BatchShape,
 ) -> dict[str, Any]:
-    """Chooses the precision on the first micro batch of the training."""
+    """Chooses the precision on the first micro batch of the training; bf16 if there is nothing to try it on."""
+    if module is None:
+        precision = "bf16" if placement.precision == "probe" else placement.precision
+        return {"precision": precision, "reason": "set, or the rule for sharded pretrained weights"}
     training.start_epoch(job.seed, 0)
     inputs, labels = training.batch(micro_batch(epoch_order(job.seed, 0, shape), 0, 0, 0, shape))
     return choose_precision(placement, module, inputs, lambda logits: task.loss(logits, labels, 0.0))
@@ -238,6 +315,10 @@ def restore(session: Session, found: Mapping[str, Any]) -> None:
         session.loss_sum = load_states(folder / states_name(group.rank))
     else:
         restore_resharded(session, folder, found["world_size"])
+    if session.progress.loss_scale is not None:
+        session.engine.loss_scale = LossScale(**session.progress.loss_scale)
+    if session.average is not None:
+        session.average.load(folder / AVERAGE_NAME)
     if session.group.rank == 0 and session.progress.best_epoch:
         session.best_weights().parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / BEST_NAME, session.best_weights())
@@ -297,8 +378,12 @@ def save(session: Session) -> None:
     folder = session.checkpoints.partial_path(step)
     session.engine.save(folder)
     save_states(folder / states_name(group.rank), float(session.loss_sum))
+    if session.engine.loss_scale is not None:
+        session.progress.loss_scale = asdict(session.engine.loss_scale)
     group.barrier()
     if group.rank == 0:
+        if session.average is not None:
+            session.average.save(folder / AVERAGE_NAME)
         if session.progress.best_epoch:
             shutil.copyfile(session.best_weights(), folder / BEST_NAME)
         session.checkpoints.commit(step, asdict(session.progress))

@@ -127,12 +127,9 @@ def predict_peak(job: TrainJob, result: TrainResult, context: Context) -> int | 
     if result.facts["parameters"] < PREDICTED_PARAMETERS:
         return None
     from components.train.plan.forecast import forecast_peak
-    from components.train.plan.network import Workload
 
-    preprocessing = get_task(job.task).load(job.dataset / "preprocess")
-    workload = Workload(job.task, job.model, network_inputs(job, preprocessing), len(preprocessing.classes))
     try:
-        return forecast_peak(job, workload, result.facts)
+        return forecast_peak(job, result.facts)
     except Exception as error:  # noqa: BLE001 (a forecast must not cost a training that has ended)
         context.warn(f"No memory was predicted for this training ({name_error(error)}).")
         return None

@@ -256,3 +256,23 @@ def test_a_home_on_a_full_disk_is_told(told: Told, small_disk: Path, monkeypatch
     told.run(told.spec(IMAGES), "--debug", "--until", "data")
     assert told.exit_code == 1
     assert "disk is full" in told.sentence()
+
+
+VIT = {"architecture": "vit", "hidden_size": 16, "num_attention_heads": 2, "patch_size": 4}
+LACKING: dict[str, tuple[dict[str, Any], str]] = {
+    "fp16 without a GPU": ({"train": {"precision": "fp16"}}, "for GPUs"),
+    "compiled shards": ({"train": {"compile": True, "zero": {"stage": 3}}}, "compile needs whole weights"),
+    "an average of shards": ({"train": {"ema": {}, "zero": {"stage": 3}}}, "ema averages whole weights"),
+    "adapters in shards": ({"model": {**VIT, "lora": {}}, "train": {"zero": {"stage": 3}}}, "model.lora merges"),
+}
+
+
+@pytest.mark.parametrize("case", LACKING)
+def test_a_training_that_cannot_be_is_refused_before_anything_is_written(
+    told: Told, penstock_home: Path, case: str
+) -> None:
+    sections, named = LACKING[case]
+    told.run(told.spec({**IMAGES, **sections}))
+    assert told.exit_code == 2
+    assert named in told.sentence()
+    assert written(penstock_home) == set()

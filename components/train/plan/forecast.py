@@ -7,41 +7,68 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from components.tasks import get_task
 from components.train.feed import MEMORY_LIMIT_BYTES
 from components.train.job import TrainJob
 from components.train.plan.memory import Setting
 from components.train.plan.network import Workload
 from components.train.plan.search import Demand, Machine, Planner, validation_batch
 from components.train.plan.states import Sharding
+from components.train.session import network_inputs
 
 LABEL_BYTES = 8
 
 
-def forecast_peak(job: TrainJob, workload: Workload, facts: Mapping[str, Any]) -> int:
+def forecast_peak(job: TrainJob, facts: Mapping[str, Any]) -> int:
     """Bytes that a worker of this job takes at most, beyond what its process took before.
 
     Args:
         job: What was trained.
-        workload: Its network and sample, with the data's true sizes.
         facts: Of the training: workers, precision, device.
     """
-    train, workers = job.train, facts["workers"]
-    device: Literal["cpu", "cuda"] = "cuda" if str(facts["device"]).startswith("cuda") else "cpu"
-    precision = facts["precision"]["precision"]
-    demand = Demand(workload, train.optimizer.name, precision, train.global_batch_size, workers)
-    rows = split_rows(job.dataset, workload)
-    setting = Setting(
+    workload = job_workload(job)
+    setting = job_setting(job, workload, facts)
+    planner = Planner(job_demand(job, workload, facts), Machine(setting.device, 0), exact=True)
+    return planner.predict(setting).training_bytes
+
+
+def job_workload(job: TrainJob) -> Workload:
+    """Its network and sample, with the data's true sizes."""
+    preprocessing = get_task(job.task).load(job.dataset / "preprocess")
+    return Workload(job.task, job.model, network_inputs(job, preprocessing), len(preprocessing.classes))
+
+
+def job_demand(job: TrainJob, workload: Workload, facts: Mapping[str, Any]) -> Demand:
+    """What was asked for, in the precision that was chosen."""
+    precision: Literal["fp32", "bf16"] = "fp32" if facts["precision"]["precision"] == "fp32" else "bf16"
+    train = job.train
+    return Demand(
+        workload,
+        train.optimizer.name,
+        precision,
+        train.global_batch_size,
+        facts["workers"],
+        averaged=train.ema is not None,
+    )
+
+
+def job_setting(job: TrainJob, workload: Workload, facts: Mapping[str, Any]) -> Setting:
+    """How it ran."""
+    train, demand, rows = job.train, job_demand(job, workload, facts), split_rows(job.dataset, workload)
+    return Setting(
         optimizer=demand.optimizer,
-        precision=precision,
-        sharding=Sharding(train.zero.stage, workers, train.zero.offload_optimizer, train.zero.offload_parameters),
+        precision=demand.precision,
+        sharding=Sharding(
+            train.zero.stage, demand.workers, train.zero.offload_optimizer, train.zero.offload_parameters
+        ),
         micro_batch_size=demand.samples_per_worker // train.gradient_accumulation_steps,
         accumulation=train.gradient_accumulation_steps,
         checkpointing=train.activation_checkpointing,
-        device=device,
-        validation_batch=min(validation_batch(workload), max(1, rows["validation"] // workers)),
+        device="cuda" if str(facts["device"]).startswith("cuda") else "cpu",
+        validation_batch=min(validation_batch(workload), max(1, rows["validation"] // demand.workers)),
+        averaged=demand.averaged,
         data_bytes=sum(kept_bytes(workload, rows[name]) for name in ("train", "validation")),
     )
-    return Planner(demand, Machine(device, 0), exact=True).predict(setting).training_bytes
 
 
 def split_rows(dataset: Path, workload: Workload) -> dict[str, int]:

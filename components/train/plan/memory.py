@@ -53,6 +53,7 @@ class Setting:
         device: What the workers run on.
         validation_batch: Samples of a validation batch; 0 leaves it out.
         data_bytes: Of samples that are kept in memory.
+        averaged: Whether an average of the weights is kept beside them.
     """
 
     optimizer: str
@@ -64,6 +65,7 @@ class Setting:
     device: Literal["cpu", "cuda"] = "cuda"
     validation_batch: int = 0
     data_bytes: int = 0
+    averaged: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class MemoryPrediction:
         states: Weights, gradients and optimizer state.
         activations: What training, validation or copying the best weights needs beyond the states at the peak.
         buffers: Communication buckets and gathered weights.
-        overhead: Fragmentation, what kernels load, and samples kept in memory.
+        overhead: Fragmentation, what kernels load, samples kept in memory, and an average of the weights.
         process: What the process takes before it trains; not part of what a training measures.
     """
 
@@ -104,7 +106,7 @@ def predict_memory(sizes: NetworkSizes, step: StepMemory, validation: StepMemory
         validation: The same without a backward pass.
         setting: How it runs.
     """
-    states = state_bytes(sizes.parameters, setting.optimizer, setting.sharding, whole=sizes.small)
+    states = state_bytes(sizes.parameters, setting.optimizer, setting.sharding, whole=sizes.small, frozen=sizes.frozen)
     training = training_peak(states, step, setting)
     on_cpu = setting.device == "cpu"
     later = after_training(sizes, step, validation, setting) if setting.validation_batch else 0
@@ -114,11 +116,12 @@ def predict_memory(sizes: NetworkSizes, step: StepMemory, validation: StepMemory
     if setting.sharding.stage < 2:
         # Gradients are reduced after the backward pass, when the activations are gone.
         buffers = max(0, buffers - (moving - states.gradients))
+    kept = setting.data_bytes + (FP32_BYTES * sizes.trained if setting.averaged else 0)
     return MemoryPrediction(
         states=states,
         activations=max(0, moving - states.gradients),
         buffers=buffers,
-        overhead=setting.data_bytes + (runtime_bytes(sizes) if on_cpu else int(moving * GPU_FRAGMENTATION)),
+        overhead=kept + (runtime_bytes(sizes) if on_cpu else int(moving * GPU_FRAGMENTATION)),
         process=CPU_PROCESS_BYTES if on_cpu else GPU_PROCESS_BYTES,
     )
 
@@ -157,7 +160,7 @@ def buffer_bytes(sizes: NetworkSizes, setting: Setting) -> int:
     if not sharding.deepspeed:
         return 0
     whole_bucket = setting.device == "cuda" and sharding.stage > 0
-    bucket = REDUCE_BUCKET_ELEMENTS if whole_bucket else min(sizes.parameters, REDUCE_BUCKET_ELEMENTS)
+    bucket = REDUCE_BUCKET_ELEMENTS if whole_bucket else min(sizes.trained, REDUCE_BUCKET_ELEMENTS)
     if sharding.stage < 3:
         return bucket * FP32_BYTES
     sent_bytes = 2 if setting.precision == "bf16" else FP32_BYTES

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.models.build import build_model, inner_network
 from components.models.config import ModelConfig, TransformerConfig
+from components.models.lora import add_adapters, lora_of
 from components.tasks import get_task
 
 if TYPE_CHECKING:
@@ -87,6 +88,7 @@ class NetworkSizes:
         largest_block: Of the largest block (one layer, or one module outside the layers), gathered at once by ZeRO-3.
         small: In tensors that ZeRO-3 does not shard.
         from_transformers: Whether the network is one of `transformers`, which must then be loaded.
+        frozen: Those that have neither gradient nor optimizer state.
     """
 
     modules: tuple[ModuleSize, ...]
@@ -95,6 +97,11 @@ class NetworkSizes:
     largest_block: int
     small: int
     from_transformers: bool = False
+    frozen: int = 0
+
+    @property
+    def trained(self) -> int:
+        return self.parameters - self.frozen
 
 
 def count_parameters(workload: Workload) -> NetworkSizes:
@@ -111,6 +118,7 @@ def count_parameters(workload: Workload) -> NetworkSizes:
         largest_block=largest_block(sizes),
         small=sum(size for size in sizes.values() if size < SMALL_TENSOR_ELEMENTS),
         from_transformers=inner_network(module) is not None,
+        frozen=sum(value.numel() for value in module.parameters() if not value.requires_grad),
     )
 
 
@@ -122,6 +130,8 @@ def build_empty(workload: Workload) -> nn.Module:
         module = build_model(workload.model, workload.inputs, workload.num_classes, pretrained_shape(workload.model))
     if (network := inner_network(module)) is not None:
         network.tie_weights()  # a part of the initialisation that was left out
+    if lora_of(workload.model) is not None:
+        add_adapters(module, workload.model)
     return module
 
 
@@ -172,10 +182,14 @@ def largest_block(sizes: Mapping[str, int]) -> int:
 
 
 def looked_up_parameters(module: nn.Module) -> int:
-    """Of embedding tables that no linear layer shares."""
+    return sum(table.numel() for table in looked_up_tables(module))
+
+
+def looked_up_tables(module: nn.Module) -> list[nn.Parameter]:
+    """Weights of embeddings that no linear layer shares: nothing is multiplied with them."""
     from torch import nn
 
     parts = list(module.modules())
     multiplied = {id(part.weight) for part in parts if isinstance(part, nn.Linear)}
     tables = [part.weight for part in parts if isinstance(part, nn.Embedding)]
-    return sum(table.numel() for table in tables if id(table) not in multiplied)
+    return [table for table in tables if id(table) not in multiplied]

@@ -50,6 +50,7 @@ class Demand:
         precision: Of the multiplications.
         global_batch_size: Samples per optimizer step.
         workers: How many there are.
+        averaged: Whether an average of the weights is kept.
     """
 
     workload: Workload
@@ -57,6 +58,7 @@ class Demand:
     precision: Literal["fp32", "bf16"]
     global_batch_size: int
     workers: int
+    averaged: bool = False
 
     @property
     def samples_per_worker(self) -> int:
@@ -175,6 +177,7 @@ class Planner:
             checkpointing=way.checkpointing,
             device=self.machine.device,
             validation_batch=validation_batch(self.demand.workload),
+            averaged=self.demand.averaged,
         )
 
     def judge(self, setting: Setting) -> Option:

@@ -61,13 +61,15 @@ def find_gpu(name: str) -> Gpu | None:
 def flops_per_token(sizes: NetworkSizes, workload: Workload) -> float:
     """Floating-point operations of forward and backward pass a token, without any recomputation.
 
-    6 for each weight that is multiplied with, and 12 x layers x hidden x tokens for the attention.
+    6 for each weight that is multiplied with (4 if it is frozen: it has no gradient of its own), and 12 x layers x
+    hidden x tokens for the attention.
 
     Source: Chowdhery et al. 2022, appendix B, https://arxiv.org/abs/2204.02311
     """
     blocks = workload.transformer
     attention = 12 * blocks.num_hidden_layers * blocks.hidden_size * workload.tokens if blocks else 0
-    return 6 * (sizes.parameters - sizes.looked_up) + attention
+    spared = 2 * (sizes.frozen - sizes.looked_up) if sizes.frozen else 0  # tables are frozen with the rest
+    return 6 * (sizes.parameters - sizes.looked_up) - spared + attention
 
 
 def count_flops(workload: Workload) -> float:

@@ -66,7 +66,7 @@ class StateBytes:
 
 
 def state_bytes(
-    parameters: int, optimizer: str, sharding: Sharding, weights: Weights = "fp32", whole: int = 0
+    parameters: int, optimizer: str, sharding: Sharding, weights: Weights = "fp32", whole: int = 0, frozen: int = 0
 ) -> StateBytes:
     """What one worker holds.
 
@@ -76,15 +76,16 @@ def state_bytes(
         sharding: Who holds what.
         weights: Type that weights and gradients are kept in.
         whole: Of the parameters, those that stage 3 leaves whole on every worker.
+        frozen: Of the parameters, those that are not trained.
     """
     kept = FP32_BYTES if weights == "fp32" else 2
     stage, workers = sharding.stage, sharding.workers
-    weight_bytes = parameters * kept
-    gradient_bytes = _share(weight_bytes, workers if stage >= 2 else 1)
+    weight_bytes, trained = parameters * kept, parameters - frozen
+    gradient_bytes = _share(trained * kept, workers if stage >= 2 else 1)
     if stage == 3:
         weight_bytes = _share(weight_bytes, workers) + (whole * kept if workers > 1 else 0)
-    state = _share(parameters * (MOMENT_BYTES[optimizer] + copy_bytes(sharding, weights)), workers if stage else 1)
-    return _place(StateBytes(weight_bytes, gradient_bytes, state), sharding, _share(parameters * FP32_BYTES, workers))
+    state = _share(trained * (MOMENT_BYTES[optimizer] + copy_bytes(sharding, weights)), workers if stage else 1)
+    return _place(StateBytes(weight_bytes, gradient_bytes, state), sharding, _share(trained * FP32_BYTES, workers))
 
 
 def copy_bytes(sharding: Sharding, weights: Weights) -> int:

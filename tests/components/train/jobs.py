@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,9 @@ def make_job(dataset: Artifact, folder: Path, model: Mapping[str, Any] = MLP, **
     )
 
 
+KNOWN_PACE = ("loss", "samples_per_s", "eta_s", "mfu", "data_wait")
+
+
 class Stopped(Exception):
     """What a sweep raises out of a report."""
 
@@ -50,7 +54,7 @@ class FakeWorker:
 
     def progress(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
         assert 0 < step <= total
-        assert set(metrics) == {"loss", "samples_per_s", "eta_s"}
+        assert {"loss", "samples_per_s", "eta_s"} <= set(metrics) <= {*KNOWN_PACE}
 
     def report(self, epoch: int, metrics: Mapping[str, float]) -> None:
         self.reports.append((epoch, dict(metrics)))
@@ -122,3 +126,33 @@ def _train_rank(job: TrainJob, rendezvous: Path, rank: int, stop_at: int) -> Non
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     result = train(job, PairWorker(stop_at=stop_at, rank=rank, world_size=2, local_rank=rank))
     (job.work_folder / f"resumed.{rank}").write_text(str(result.facts["resumed_from_step"]))
+
+
+def train_and_tell(job: TrainJob, rendezvous: Path, prepare: Callable[[int], None]) -> list[dict[str, Any]]:
+    """Trains with two workers that meet through a file; gives the facts and the warnings of each.
+
+    Args:
+        prepare: Called in each worker with its rank before it trains.
+    """
+    context = multiprocessing.get_context("spawn")
+    job.work_folder.mkdir(parents=True, exist_ok=True)
+    processes = [context.Process(target=_train_told, args=(job, rendezvous, rank, prepare)) for rank in (0, 1)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    return [json.loads((job.work_folder / f"told.{rank}").read_text()) for rank in (0, 1)]
+
+
+def _train_told(job: TrainJob, rendezvous: Path, rank: int, prepare: Callable[[int], None]) -> None:
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", OMP_NUM_THREADS="1")
+    import torch.distributed as dist
+
+    from components.train.loop import train
+
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    prepare(rank)
+    worker = FakeWorker(rank=rank, world_size=2, local_rank=rank)
+    result = train(job, worker)
+    told = {"facts": dict(result.facts), "warnings": worker.warnings}
+    (job.work_folder / f"told.{rank}").write_text(json.dumps(told))
