@@ -8,6 +8,8 @@ STAMP := $(VENV)/.installed
 TORCH := $(shell grep -o '^torch==[0-9.]*' constraints.txt)
 UV := $(shell grep -o '^uv==[0-9.]*' constraints.txt)
 FAULTS := $(BIN)/pytest -m faults --timeout 1200 tests/faults
+# Two files at a time: much of a fault test is waiting, for a process to be gone or a machine to be missed.
+TWO_AT_ONCE := -n 2 --dist loadfile
 
 # g++ and Python's headers build DeepSpeed's CPU ops, iproute2 has the `ss` that tests list sockets with.
 SYSTEM_PACKAGES = g++ iproute2 python3.11-dev python3.11-venv
@@ -79,7 +81,7 @@ test: $(STAMP)  ## Runs the tests that need neither a GPU nor patience (15 minut
 	$(BIN)/pytest
 
 test-faults: $(STAMP)  ## Runs the fault matrix with its short counts (25 minutes at most)
-	$(FAULTS)
+	$(FAULTS) $(TWO_AT_ONCE)
 
 test-faults-full: $(STAMP)  ## Runs the fault matrix with its full counts, in parts, and writes docs/faults.md
 	PENSTOCK_FAULTS=full $(FAULTS)

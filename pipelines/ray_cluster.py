@@ -124,6 +124,8 @@ def client_environment(home: Path) -> dict[str, str]:
         "RAY_DEDUP_LOGS": "0",
         "RAY_COLOR_PREFIX": "0",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
+        # A local head that died never comes back at its address; Ray would wait for it for a minute.
+        "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "RAY_AIR_NEW_OUTPUT": "0",

@@ -22,7 +22,8 @@ STARTED_WITHIN_S, DEADLINE_S = 120.0, 400.0
 def epoch(folder: Path, number: int) -> None:
     """The work of an epoch, begun and then done."""
     with (folder / "ledger.txt").open("a") as ledger:
-        ledger.write(f"begun {number}\n")
+        # The parent of a worker is its node's raylet.
+        ledger.write(f"begun {number} {os.getppid()}\n")
         ledger.flush()
         time.sleep(EPOCH_S)
         ledger.write(f"done {number}\n")
@@ -82,10 +83,18 @@ def sweep_plain(folder: Path, trials: int) -> list[str]:
     return ["failed" if result.error else "finished" for result in found]
 
 
-def begun(folder: Path) -> int:
-    """Epochs that any trial has begun."""
+def begun(folder: Path, raylet: int | None = None) -> int:
+    """Epochs that any trial has begun, or any on one node."""
     ledger = folder / "work" / "ledger.txt"
-    return ledger.read_text().count("begun") if ledger.exists() else 0
+    lines = ledger.read_text().splitlines() if ledger.exists() else []
+    return sum(line.startswith("begun") and (raylet is None or line.endswith(f" {raylet}")) for line in lines)
+
+
+def wait_for_epoch(folder: Path, raylet: int | None, process: subprocess.Popen[bytes]) -> None:
+    """Until a trial begins an epoch on that node (on any), or the sweep has ended."""
+    deadline, known = time.monotonic() + STARTED_WITHIN_S, begun(folder, raylet)
+    while begun(folder, raylet) == known and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def main(folder: Path, kills: int, every_s: float, whose: str) -> None:
@@ -97,12 +106,13 @@ def main(folder: Path, kills: int, every_s: float, whose: str) -> None:
     process = subprocess.Popen(command, env={**os.environ, "RAY_ADDRESS": cluster.address}, stdout=sys.stderr)
     try:
         began = time.monotonic()
-        while begun(folder) < 2 and process.poll() is None and time.monotonic() - began < STARTED_WITHIN_S:
-            time.sleep(0.1)
+        wait_for_epoch(folder, None, process)
         for _ in range(kills):
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(every_s)
-            os.kill(node.all_processes["raylet"][0].process.pid, signal.SIGKILL)
+            raylet = node.all_processes["raylet"][0].process.pid
+            wait_for_epoch(folder, raylet, process)
+            os.kill(raylet, signal.SIGKILL)
             cluster.remove_node(node, allow_graceful=False)
             node = cluster.add_node(num_cpus=1)
         process.wait(DEADLINE_S)

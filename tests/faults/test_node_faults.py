@@ -33,7 +33,6 @@ def test_B6_all_trials_finish_although_a_node_is_killed_every_ten_seconds(tmp_pa
     assert found["states"] == ["finished"] * (2 * kills + 2)
     # Of the epochs that were begun, those that had to be done again are the time lost to the kills.
     assert found["done"] / found["begun"] >= 0.8
-    assert found["done"] - 16 * len(found["states"]) <= kills
 
 
 def test_B6_control_plain_ray_tune_loses_the_trials_of_a_lost_node(tmp_path):
