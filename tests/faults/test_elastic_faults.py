@@ -27,6 +27,7 @@ from pipelines.ray_cluster import read_record
 from tests.builders import build_dataset, make_context
 from tests.components.train.jobs import FakeWorker, make_job
 from tests.components.train.ranks import gather_state, load_as_it_is, run_ranks, train_ranks
+from tests.faults.conftest import FULL
 
 pytestmark = pytest.mark.faults
 
@@ -130,6 +131,7 @@ def is_worker(pid: int) -> bool:
     return False
 
 
+@pytest.mark.skipif(not FULL, reason="a lost machine takes minutes; full counts only")
 def test_a_lost_machine_costs_at_most_one_interval_and_is_used_when_it_returns(tmp_path: Path) -> None:
     """Two nodes, one is taken away and given back, as `make bench-elastic` does ten times and says for how long."""
     done = subprocess.run(

@@ -91,7 +91,9 @@ def test_B1_after_any_kill_the_same_command_ends_with_the_same_table(
 ) -> None:
     generator, arguments = random.Random(target), ("run", home.write_spec(SPEC), "--until", "tune")
     command, kills = None, 0
-    while kills < repeats(3, 20) and not table_is_whole(home):
+    # The head of a Ray takes half a minute to be missed.
+    wanted_kills = repeats(1 if target == "head" else 3, 20)
+    while kills < wanted_kills and not table_is_whole(home):
         # A sweep outlives the kill of a trial, and takes the next one too.
         if command is None or command.poll() is not None:
             command = home.start(*arguments)
@@ -104,8 +106,9 @@ def test_B1_after_any_kill_the_same_command_ends_with_the_same_table(
         if target != "trial":
             command.communicate(timeout=300)
         if target == "command":
-            home.seconds_until_gone(GONE_WITHIN_S)
-    assert kills >= 2
+            # Its Ray stays for the next start.
+            home.seconds_until_gone(GONE_WITHIN_S, spare=frozenset(ray_pids(home)))
+    assert kills >= min(2, wanted_kills)
     if command is not None:
         command.communicate(timeout=300)
     answer = home.run(*arguments)
