@@ -15,6 +15,7 @@ from components.errors import SpecError
 from components.train.config import TrainConfig, ZeroConfig
 from components.train.plan.machine import gpu_here, memory_here
 from components.train.plan.memory import Setting
+from components.train.plan.network import count_parameters
 from components.train.plan.search import Demand, Machine, Option, Planner, gib, name_way, spec_changes, validation_batch
 from components.train.plan.speed import DEFAULT_MFU, RECOMPUTATION, find_gpu
 from components.train.plan.states import Sharding
@@ -34,6 +35,7 @@ class PlanOptions:
         gpu: Name in the table of peaks.
         gpu_memory: Bytes of each.
         host_memory: Bytes of each machine, for what is offloaded.
+        nvme: Bytes of each machine's disk, for what is offloaded there.
         peak_tflops: Of each GPU in bf16.
         mfu: Share of the peak that is reached.
         price: Of a GPU an hour.
@@ -46,6 +48,7 @@ class PlanOptions:
     gpu: str | None = None
     gpu_memory: int | None = None
     host_memory: int | None = None
+    nvme: int | None = None
     peak_tflops: float | None = None
     mfu: float = DEFAULT_MFU
     price: float | None = None
@@ -104,6 +107,7 @@ def make_planner(spec: Spec, options: PlanOptions, assume: Assumptions) -> Plann
         spec.train.global_batch_size,
         workers,
         averaged=spec.train.ema is not None,
+        saved_beside=spec.train.saves_beside(),
     )
     return Planner(demand, machine)
 
@@ -116,15 +120,16 @@ def machine_for(options: PlanOptions, workers: int, assume: Assumptions) -> Mach
     """
     if options.gpus is None:
         device, memory = memory_here(workers)
-        return Machine(device, memory)
+        return Machine(device, memory, nvme_bytes=options.nvme and options.nvme // workers)
     if options.gpus % options.nodes:
         raise SpecError(f"--gpus {options.gpus} does not divide by --nodes {options.nodes}; give every node as many.")
-    host = None
+    each, host = options.gpus // options.nodes, None
     if options.host_memory is not None:
-        host = options.host_memory // (options.gpus // options.nodes)
+        host = options.host_memory // each
     else:
         assume("the machines' own memory is not checked; state it with --host-memory")
-    return Machine("cuda", options.gpu_memory or int(known_gpu(options, assume).memory_gib * (1 << 30)), host)
+    memory = options.gpu_memory or int(known_gpu(options, assume).memory_gib * (1 << 30))
+    return Machine("cuda", memory, host, options.nvme and options.nvme // each)
 
 
 def known_gpu(options: PlanOptions, assume: Assumptions) -> Any:
@@ -148,19 +153,20 @@ def known_gpu(options: PlanOptions, assume: Assumptions) -> Any:
 
 def written_setting(spec: Spec, planner: Planner) -> Setting:
     """The spec's own stage, offload, accumulation and checkpointing."""
-    zero, demand = spec.train.zero, planner.demand
+    demand = planner.demand
     accumulation = spec.train.gradient_accumulation_steps
     micro = max(1, demand.samples_per_worker // accumulation)
     return Setting(
         optimizer=demand.optimizer,
         precision=demand.precision,
-        sharding=Sharding(zero.stage, demand.workers, zero.offload_optimizer, zero.offload_parameters),
+        sharding=Sharding.of(spec.train.zero, demand.workers),
         micro_batch_size=micro,
         accumulation=demand.samples_per_worker // micro,
         checkpointing=spec.train.activation_checkpointing,
         device=planner.machine.device,
         validation_batch=validation_batch(demand.workload),
         averaged=demand.averaged,
+        saved_beside=demand.saved_beside,
     )
 
 
@@ -286,6 +292,18 @@ def memory_error(spec: Spec) -> SpecError | None:
     if written.fits:
         return None
     return SpecError(refusal(written, planner), field="train")
+
+
+def nvme_error(spec: Spec) -> SpecError | None:
+    """Why what is offloaded to NVMe has no room on this machine's disk; None if it has, or nothing is."""
+    from components.train.nvme import disk_error, file_bytes, uses_nvme
+    from pipelines.run_folder import penstock_home
+
+    if not uses_nvme(spec.train.zero):
+        return None
+    workers = spec.train.workers
+    parameters = count_parameters(make_workload(spec, Assumptions())).parameters
+    return disk_error(spec.train.zero, penstock_home(), workers * file_bytes(spec.train.zero, parameters, workers))
 
 
 def refusal(written: Option, planner: Planner) -> str:

@@ -74,6 +74,7 @@ def read_options(options: argparse.Namespace) -> PlanOptions:
         gpu=options.gpu,
         gpu_memory=parse_size("--gpu-memory", options.gpu_memory),
         host_memory=parse_size("--host-memory", options.host_memory),
+        nvme=parse_size("--nvme", options.nvme),
         peak_tflops=options.peak_tflops,
         mfu=options.mfu or DEFAULT_MFU,
         price=options.price,

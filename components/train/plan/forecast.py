@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from components.tasks import get_task
+from components.train.evaluation import divide_rows
 from components.train.feed import MEMORY_LIMIT_BYTES
 from components.train.job import TrainJob
 from components.train.plan.memory import Setting
 from components.train.plan.network import Workload
-from components.train.plan.search import Demand, Machine, Planner, validation_batch
+from components.train.plan.search import Demand, Machine, Planner
 from components.train.plan.states import Sharding
 from components.train.session import network_inputs
 
@@ -49,6 +50,7 @@ def job_demand(job: TrainJob, workload: Workload, facts: Mapping[str, Any]) -> D
         train.global_batch_size,
         facts["workers"],
         averaged=train.ema is not None,
+        saved_beside=train.saves_beside(),
     )
 
 
@@ -58,15 +60,15 @@ def job_setting(job: TrainJob, workload: Workload, facts: Mapping[str, Any]) -> 
     return Setting(
         optimizer=demand.optimizer,
         precision=demand.precision,
-        sharding=Sharding(
-            train.zero.stage, demand.workers, train.zero.offload_optimizer, train.zero.offload_parameters
-        ),
+        sharding=Sharding.of(train.zero, demand.workers),
         micro_batch_size=demand.samples_per_worker // train.gradient_accumulation_steps,
         accumulation=train.gradient_accumulation_steps,
         checkpointing=train.activation_checkpointing,
         device="cuda" if str(facts["device"]).startswith("cuda") else "cpu",
-        validation_batch=min(validation_batch(workload), max(1, rows["validation"] // demand.workers)),
+        validation_batch=divide_rows(max(1, rows["validation"]), workload.label_tokens, demand.workers)[1],
         averaged=demand.averaged,
+        saved_beside=demand.saved_beside,
+        reads_rows=not workload.is_decoder,
         data_bytes=sum(kept_bytes(workload, rows[name]) for name in ("train", "validation")),
     )
 
@@ -75,7 +77,7 @@ def split_rows(dataset: Path, workload: Workload) -> dict[str, int]:
     """Samples of each split, from the dataset's own record."""
     schema = json.loads((dataset / "schema.json").read_text())
     if workload.is_decoder:
-        return {name: tokens // workload.tokens for name, tokens in schema["tokens"].items()}
+        return {name: (tokens - 1) // workload.tokens for name, tokens in schema["tokens"].items()}
     return schema["rows"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ from components.models.build import build_model, inner_network
 from components.models.config import ModelConfig, TransformerConfig
 from components.models.lora import add_adapters, lora_of
 from components.tasks import get_task
+from components.train.optimizer import outer_weights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -89,6 +91,10 @@ class NetworkSizes:
         small: In tensors that ZeRO-3 does not shard.
         from_transformers: Whether the network is one of `transformers`, which must then be loaded.
         frozen: Those that have neither gradient nor optimizer state.
+        largest_tensor: Those of the largest tensor.
+        most_tensors: Number of tensors of the module that has most.
+        hidden: Those of the trained matrices between embeddings and output layer, which Muon updates.
+        hidden_squares: Elements of these matrices' products with themselves, on the shorter side.
     """
 
     modules: tuple[ModuleSize, ...]
@@ -98,6 +104,10 @@ class NetworkSizes:
     small: int
     from_transformers: bool = False
     frozen: int = 0
+    largest_tensor: int = 0
+    most_tensors: int = 1
+    hidden: int = 0
+    hidden_squares: int = 0
 
     @property
     def trained(self) -> int:
@@ -111,6 +121,8 @@ def count_parameters(workload: Workload) -> NetworkSizes:
     with torch.device("meta"):
         module = build_empty(workload)
     sizes = {name: value.numel() for name, value in module.named_parameters()}
+    outer = outer_weights(module)
+    hidden = [each for each in module.parameters() if each.requires_grad and each.dim() == 2 and id(each) not in outer]
     return NetworkSizes(
         modules=group_modules(sizes),
         parameters=sum(sizes.values()),
@@ -119,6 +131,10 @@ def count_parameters(workload: Workload) -> NetworkSizes:
         small=sum(size for size in sizes.values() if size < SMALL_TENSOR_ELEMENTS),
         from_transformers=inner_network(module) is not None,
         frozen=sum(value.numel() for value in module.parameters() if not value.requires_grad),
+        largest_tensor=max(sizes.values()),
+        most_tensors=max(Counter(name.rpartition(".")[0] for name in sizes).values()),
+        hidden=sum(value.numel() for value in hidden),
+        hidden_squares=sum(min(value.shape) ** 2 for value in hidden),
     )
 
 
@@ -141,7 +157,7 @@ def pretrained_shape(config: ModelConfig) -> dict[str, Any] | None:
         return None
     from transformers import AutoConfig
 
-    from components.models.transformer import pretrained_error
+    from components.models.pretrained import pretrained_error
 
     try:
         return AutoConfig.from_pretrained(config.pretrained, trust_remote_code=False).to_dict()

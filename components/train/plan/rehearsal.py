@@ -22,14 +22,15 @@ from torch.utils._pytree import tree_leaves
 
 from components.models.build import inner_network
 from components.tasks import get_task
+from components.train.plan import heap
+from components.train.plan.heap import Event, Replay
 from components.train.plan.network import Workload, build_empty
 
 REHEARSED_LAYERS = (2, 4)
 REHEARSED_BATCHES = (2, 4)
-HEAP_BLOCK_BYTES = 32 << 20
-"""Larger blocks are mapped by themselves and given back at once (glibc's DEFAULT_MMAP_THRESHOLD_MAX)."""
-HEAP_FACTOR = 1.35
-"""Bytes of the heap for each byte of blocks in it, measured with `make bench-plan`."""
+FORWARD_NUMBERS = 5
+"""Numbers that oneDNN's LSTM keeps for each number of its output: four gates and the cell. It asks for three times as
+much: another part is written by the backward pass (`backward_scratch_bytes`), the rest stays untouched. Measured."""
 
 
 @dataclass(frozen=True)
@@ -38,13 +39,11 @@ class Rehearsal:
 
     Attributes:
         highest: Gradient bytes -> most activation bytes while the finished gradients had that size.
-        heap: Most bytes at once in blocks small enough for the C library's heap, at what they cost there.
-        mapped: Most bytes at once in larger blocks.
+        events: All that happened to its blocks, in order.
     """
 
     highest: Mapping[int, int]
-    heap: int = 0
-    mapped: int = 0
+    events: tuple[Event, ...] = ()
 
     def peaks(self, gradient_share: float) -> tuple[int, int]:
         """Most bytes at once in the first and in the second half of the backward pass.
@@ -64,43 +63,50 @@ class Rehearsal:
 class Ledger(TorchDispatchMode):
     """Books every storage that an operation makes until it is freed."""
 
-    def __init__(self, known: Iterator[torch.Tensor], heap: bool) -> None:
+    def __init__(self, known: Iterator[torch.Tensor]) -> None:
         super().__init__()
-        self.heap = heap
         self.known = {tensor.untyped_storage()._cdata for tensor in known}
-        self.live: dict[int, int] = {}
-        self.large: dict[int, int] = {}
+        self.live: dict[int, tuple[int, int]] = {}  # storage -> its number and bytes
         self.marked: set[int] = set()
-        self.activations = self.gradients = self.mapped = self.most_heap = self.most_mapped = 0
+        self.activations = self.gradients = 0
         self.highest: dict[int, int] = {0: 0}
+        self.events: list[Event] = []
+        self.made = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         # A fake tensor has no values. Code that looks for one asks whether a mask is all ones: it is not.
         if func is torch.ops.aten._local_scalar_dense.default:
             return 0
         result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.mkldnn_rnn_layer.default:  # its fake workspace is empty
+            self.add(result[3].untyped_storage(), FORWARD_NUMBERS * result[0].numel() * result[0].itemsize)
+        if func is torch.ops.aten.mkldnn_rnn_layer_backward.default:
+            self.pass_by(backward_scratch_bytes(result[0], hidden=result[2].shape[1]))
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor):
-                self.add(leaf.untyped_storage())
+                self.add(leaf.untyped_storage(), leaf.untyped_storage().nbytes())
         return result
 
-    def add(self, storage: torch.UntypedStorage) -> None:
+    def add(self, storage: torch.UntypedStorage, size_bytes: int) -> None:
         key = storage._cdata
         if key in self.known or key in self.live:
             return
-        self.live[key] = heap_bytes(storage.nbytes()) if self.heap else storage.nbytes()
-        self.activations += self.live[key]
-        if storage.nbytes() > HEAP_BLOCK_BYTES:
-            self.large[key] = storage.nbytes()
-            self.mapped += storage.nbytes()
-        self.most_mapped = max(self.most_mapped, self.mapped)
-        self.most_heap = max(self.most_heap, self.activations + self.gradients - self.mapped)
+        self.made += 1
+        self.live[key] = (self.made, size_bytes)
+        self.events.append(Event("made", self.made, size_bytes))
+        self.activations += size_bytes
         self.highest[self.gradients] = max(self.highest.get(self.gradients, 0), self.activations)
         weakref.finalize(storage, self.drop, key)
 
+    def pass_by(self, size_bytes: int) -> None:
+        """Books what an operation needs while it runs."""
+        self.made += 1
+        self.events += [Event("made", self.made, size_bytes), Event("freed", self.made)]
+        self.highest[self.gradients] = max(self.highest.get(self.gradients, 0), self.activations + size_bytes)
+
     def drop(self, key: int) -> None:
-        size = self.live.pop(key)
-        self.mapped -= self.large.pop(key, 0)
+        number, size = self.live.pop(key)
+        self.events.append(Event("freed", number))
         if key in self.marked:
             self.marked.remove(key)
             self.gradients -= size
@@ -112,18 +118,21 @@ class Ledger(TorchDispatchMode):
         assert parameter.grad is not None
         key = parameter.grad.untyped_storage()._cdata
         if key in self.live and key not in self.marked:
+            number, size = self.live[key]
             self.marked.add(key)
-            self.activations -= self.live[key]
-            self.gradients += self.live[key]
+            self.events.append(Event("gradient", number, size))
+            self.activations -= size
+            self.gradients += size
         self.highest.setdefault(self.gradients, self.activations)
 
     def rehearsal(self) -> Rehearsal:
-        return Rehearsal(dict(self.highest), self.most_heap, self.most_mapped)
+        return Rehearsal(dict(self.highest), tuple(self.events))
 
 
-def heap_bytes(size_bytes: int) -> int:
-    """What a block costs in the C library's heap, from which freed blocks seldom go back to the system."""
-    return size_bytes if size_bytes > HEAP_BLOCK_BYTES else int(HEAP_FACTOR * size_bytes)
+def backward_scratch_bytes(inputs: torch.Tensor, hidden: int) -> int:
+    """What oneDNN's LSTM writes to its workspace for the gradients of a layer and direction; inputs (T, B, width)."""
+    steps, batch, width = inputs.shape
+    return inputs.itemsize * steps * batch * (4 * hidden + 3 * max(0, width - hidden))
 
 
 @dataclass(frozen=True)
@@ -155,7 +164,7 @@ def rehearse(workload: Workload, batch: int, step: Step) -> Rehearsal:
             checkpoint_blocks(module)
         inputs, labels = example_batch(workload, batch)
         known = (*module.parameters(), *module.buffers(), *inputs.values(), labels)
-        with Ledger(iter(known), heap=not step.gpu) as ledger, attention(step):
+        with Ledger(iter(known)) as ledger, attention(step):
             for parameter in module.parameters():
                 parameter.register_post_accumulate_grad_hook(ledger.mark_gradient)
             run_step(workload, module, inputs, labels, step)
@@ -198,12 +207,16 @@ def run_step(
 ) -> None:
     """Forward, loss and backward as the loop does them, or what `evaluate` does with a batch."""
     task = get_task(workload.task)
-    with torch.set_grad_enabled(step.backward), torch.autocast("cpu", torch.bfloat16, enabled=step.bf16):
-        logits = module(**inputs).float()
     if step.backward:
-        task.loss(logits, labels, 0.0).backward()
+        # The logits have no name here, as they have none in the loop: they are gone before the backward pass.
+        task.loss(run_forward(module, inputs, step), labels, 0.0).backward()
     else:
-        task.outputs(logits, labels)
+        task.outputs(run_forward(module, inputs, step), labels)
+
+
+def run_forward(module: nn.Module, inputs: Mapping[str, torch.Tensor], step: Step) -> torch.Tensor:
+    with torch.set_grad_enabled(step.backward), torch.autocast("cpu", torch.bfloat16, enabled=step.bf16):
+        return module(**inputs).float()
 
 
 def checkpoint_blocks(module: nn.Module) -> None:
@@ -252,20 +265,21 @@ class StepMemory:
         few, more = (self._with_batch(number, batch).peaks(gradient_share) for number in REHEARSED_LAYERS)
         return max(straight_line(REHEARSED_LAYERS, halves, layers) for halves in zip(few, more, strict=True))
 
-    def heap(self, batch: int) -> int:
-        """Most bytes in the C library's heap, which keeps them."""
-        return self._blocks("heap", batch)
+    def training_bytes(self, batch: int, replay: Replay) -> int:
+        """Most bytes at once on a CPU over a few steps; see `heap.training_bytes`."""
+        return self._drawn(lambda layers: heap.training_bytes(self.rehearse(layers, batch).events, replay))
 
-    def mapped(self, batch: int) -> int:
-        """Most bytes in blocks that are given back at once."""
-        return self._blocks("mapped", batch)
+    def validation_bytes(self, batch: int) -> int:
+        """Most bytes at once on a CPU, rehearsed without a backward pass."""
+        return self._drawn(lambda layers: heap.validation_bytes(self.rehearse(layers, batch).events))
 
-    def _blocks(self, kind: str, batch: int) -> int:
+    def _drawn(self, count: Callable[[int | None], int]) -> int:
+        """A number for all layers, from the numbers for a few."""
         layers = self.workload.layers
         if layers is None or layers <= max(REHEARSED_LAYERS):
-            return getattr(self.rehearse(layers, batch), kind)
-        few, more = (getattr(self.rehearse(number, batch), kind) for number in REHEARSED_LAYERS)
-        return straight_line(REHEARSED_LAYERS, (few, more), layers)
+            return count(layers)
+        few, more = REHEARSED_LAYERS
+        return straight_line(REHEARSED_LAYERS, (count(few), count(more)), layers)
 
     def _with_batch(self, layers: int | None, batch: int) -> Rehearsal:
         if self.exact:

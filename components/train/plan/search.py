@@ -12,7 +12,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from components.errors import SpecError
-from components.train.evaluation import BATCH_SIZE, BATCH_TOKENS
+from components.train.config import RESHARDED_OPTIMIZERS
+from components.train.evaluation import largest_batch
 from components.train.plan.memory import MemoryPrediction, Setting, predict_memory
 from components.train.plan.network import NetworkSizes, Workload, count_parameters
 from components.train.plan.states import Offload, Sharding
@@ -33,11 +34,13 @@ class Machine:
         device: What it computes on.
         memory_bytes: Of that device, for this worker alone.
         host_bytes: Of the machine's memory for this worker, where that is another; None is not known.
+        nvme_bytes: Of its disk for this worker; None is not known, and then nothing is put there.
     """
 
     device: Literal["cpu", "cuda"]
     memory_bytes: int
     host_bytes: int | None = None
+    nvme_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Demand:
         global_batch_size: Samples per optimizer step.
         workers: How many there are.
         averaged: Whether an average of the weights is kept.
+        saved_beside: Whether checkpoints are copied, to be written while training goes on.
     """
 
     workload: Workload
@@ -59,6 +63,7 @@ class Demand:
     global_batch_size: int
     workers: int
     averaged: bool = False
+    saved_beside: bool = False
 
     @property
     def samples_per_worker(self) -> int:
@@ -121,6 +126,12 @@ OFFLOADS = (
 )
 
 
+DISK_OFFLOADS = (
+    Way(3, offload_optimizer="nvme"),
+    Way(3, offload_optimizer="nvme", offload_parameters="nvme"),
+)
+
+
 @dataclass
 class Planner:
     """Predicts and searches for one demand on one machine; rehearsals are made once each."""
@@ -140,11 +151,12 @@ class Planner:
         return [self.best_option(way) for way in self.ways()]
 
     def choose(self, options: list[Option]) -> Option | None:
-        """The quickest way that fits; None if none does."""
+        """The quickest way that fits; None if none does. A disk is slower than any small micro batch."""
         wanted = busy_micro_batch(self.demand.samples_per_worker, self.demand.workload.tokens)
         fitting = [option for option in options if option.fits]
-        busy = [option for option in fitting if option.setting.micro_batch_size >= wanted]
-        return next(iter([*busy, *fitting]), None)
+        quick = [option for option in fitting if option.setting.sharding.offload_optimizer != "nvme"]
+        busy = [option for option in quick or fitting if option.setting.micro_batch_size >= wanted]
+        return next(iter([*busy, *quick, *fitting]), None)
 
     def ways(self) -> Iterator[Way]:
         """Ways that can differ for this demand: alone there is nobody to share with."""
@@ -154,6 +166,8 @@ class Planner:
         yield from (Way(stage) for stage in stages)
         if blocks:
             yield from (Way(stage, checkpointing=True) for stage in stages)
+        if self.machine.nvme_bytes is not None and self.demand.optimizer in RESHARDED_OPTIMIZERS:
+            offloads = (*offloads, *DISK_OFFLOADS)
         yield from (replace(way, checkpointing=blocks) for way in offloads)
 
     def best_option(self, way: Way) -> Option:
@@ -178,6 +192,8 @@ class Planner:
             device=self.machine.device,
             validation_batch=validation_batch(self.demand.workload),
             averaged=self.demand.averaged,
+            saved_beside=self.demand.saved_beside,
+            reads_rows=not self.demand.workload.is_decoder,
         )
 
     def judge(self, setting: Setting) -> Option:
@@ -193,6 +209,11 @@ class Planner:
         if host is not None and memory.states.host > host:
             return Option(
                 setting, memory, False, f"{batch}: the host lacks {gib(memory.states.host - host)} of {gib(host)}"
+            )
+        disk = self.machine.nvme_bytes
+        if disk is not None and memory.states.nvme > disk:
+            return Option(
+                setting, memory, False, f"{batch}: the disk lacks {gib(memory.states.nvme - disk)} of {gib(disk)}"
             )
         return Option(setting, memory, True, f"{batch}: {gib(memory.device_bytes)} of {gib(self.machine.memory_bytes)}")
 
@@ -215,7 +236,7 @@ class Planner:
 
 def validation_batch(workload: Workload) -> int:
     """Samples of a validation batch, as `evaluate` takes them from a large split."""
-    return BATCH_SIZE if workload.label_tokens == 1 else max(1, BATCH_TOKENS // workload.label_tokens)
+    return largest_batch(workload.label_tokens)
 
 
 def name_way(setting: Setting) -> str:

@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from components.train.config import ZeroConfig
+
 Offload = Literal["none", "cpu", "nvme"]
 Weights = Literal["fp32", "bf16"]
 
@@ -35,6 +37,12 @@ class Sharding:
     workers: int
     offload_optimizer: Offload = "none"
     offload_parameters: Offload = "none"
+
+    @classmethod
+    def of(cls, zero: ZeroConfig, workers: int) -> Sharding:
+        """What these settings come to: stages 1 and 2 share nothing with one worker, which plain torch trains."""
+        alone = workers == 1 and zero.stage < 3 and zero.offload_optimizer == "none"
+        return cls(0 if alone else zero.stage, workers, zero.offload_optimizer, zero.offload_parameters)
 
     @property
     def deepspeed(self) -> bool:
@@ -104,6 +112,8 @@ def _place(states: StateBytes, sharding: Sharding, gradient_share: int) -> State
     if sharding.offload_optimizer != "none":
         away[sharding.offload_optimizer] += device.pop("optimizer")
         away["cpu"] += gradient_share
+        if sharding.offload_optimizer == "nvme":
+            away["nvme"] += gradient_share  # on the disk until its sub-group is updated
         if sharding.stage >= 2:
             device.pop("gradients")
     if sharding.offload_parameters != "none":

@@ -1,4 +1,4 @@
-import time
+from dataclasses import replace
 
 import pytest
 
@@ -16,12 +16,10 @@ from components.train.plan.search import (
 from tests.components.train.plan.workloads import llama_70b, make_workload
 
 
-def test_a_70b_model_on_512_gpus_is_planned_in_seconds():
-    started = time.monotonic()
+def test_a_70b_model_on_512_gpus_is_planned_without_its_weights():
     planner = Planner(Demand(llama_70b(), "adamw", "bf16", 1024, 512), Machine("cuda", 80 * GIB))
     options = planner.options()
     chosen = planner.choose(options)
-    assert time.monotonic() - started < 60  # about 10 on a quiet machine
     assert chosen is not None
     assert name_way(chosen.setting) == "ZeRO-3, checkpointing"
     # 20 bytes a parameter over 512 workers, and the small tensors of stage 3 whole.
@@ -54,6 +52,22 @@ def test_a_host_too_small_for_the_offload_is_told():
     planner = planner_for(40 * GIB, host_bytes=1)
     offloaded = [option for option in planner.options() if "optimizer on cpu" in name_way(option.setting)]
     assert all("the host lacks" in option.reason for option in offloaded)
+
+
+def test_a_disk_is_taken_where_nothing_else_fits():
+    planner = planner_for(40 * GIB)
+    planner.machine = replace(planner.machine, nvme_bytes=GIB)
+    options = planner.options()
+    on_disk = ["nvme" in name_way(option.setting) for option in options]
+    assert on_disk == [False] * (len(options) - 2) + [True, True]
+    assert all(option.memory.states.nvme and option.memory.states.host for option in options[-2:])
+    small = replace(options[0], setting=replace(options[0].setting, micro_batch_size=1))
+    assert planner.choose([small, *options[-2:]]) is small
+    only_disk = planner.choose([replace(each, fits=disk) for each, disk in zip(options, on_disk, strict=True)])
+    assert only_disk is not None
+    assert name_way(only_disk.setting) == "ZeRO-3, checkpointing, optimizer on nvme"
+    planner.machine = replace(planner.machine, nvme_bytes=1)
+    assert all("the disk lacks" in planner.judge(option.setting).reason for option in options[-2:])
 
 
 def test_a_batch_that_does_not_divide_is_refused_with_one_that_does():

@@ -35,4 +35,4 @@ def test_offload_moves_bytes_and_loses_none():
     assert (moved.optimizer, moved.gradients, moved.weights) == (0, 0, kept.weights)
     assert moved.host == kept.optimizer + kept.gradients
     disk = state_bytes(1000, "adamw", Sharding(3, 4, "nvme", "nvme"))
-    assert (disk.device, disk.nvme) == (0, (8 + 4) * 250 + 4 * 250)
+    assert (disk.device, disk.nvme) == (0, (8 + 4) * 250 + 2 * 4 * 250)  # the gradient, too
