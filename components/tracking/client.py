@@ -141,19 +141,24 @@ def _check_sqlite(path: Path) -> PenstockError | None:
 
 
 def _check_server(uri: str) -> PenstockError | None:
-    try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=CHECK_TIMEOUT_S) as answer:
-            if answer.status == 200:
-                return None
-            reason: object = f"status {answer.status}"
-    except urllib.error.HTTPError as error:
-        reason = f"status {error.code}"
-    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
-        reason = getattr(error, "reason", error)
+    reason = silence(uri)
+    if reason is None:
+        return None
     return UnavailableError(
         f"MLflow at {shown_uri(uri)} does not answer ({reason}); start it, unset MLFLOW_TRACKING_URI, "
         "or run with --offline."
     )
+
+
+def silence(uri: str) -> object | None:
+    """Why the server at `uri` gives no sign of life within 5 s; None if it does."""
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=CHECK_TIMEOUT_S) as answer:
+            return None if answer.status == 200 else f"status {answer.status}"
+    except urllib.error.HTTPError as error:
+        return f"status {error.code}"
+    except (urllib.error.URLError, http.client.HTTPException, OSError, ValueError) as error:
+        return getattr(error, "reason", error)
 
 
 def split_credentials(uri: str) -> tuple[str, dict[str, str]]:

@@ -2,13 +2,18 @@
 
 Stages only append lines; this reads on from where it stopped, and writes down how far it came after each batch. A kill
 between sending and writing down sends a batch again, which changes nothing: a metric is identified by its key, step,
-time and value, a parameter and a tag by their name, and a run of MLflow is looked for by our tags before it is made.
+time and value, a parameter and a tag by their name. A run of MLflow is looked for by our tags before it is made, and
+written down before anything is sent to it: one that was asked for twice, because the first answer was lost, is empty
+and is deleted at the end.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +27,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 JOURNAL, STATE = "tracking.jsonl", "tracking.state.json"
-RUN_TAG, PATH_TAG = "penstock.run_id", "penstock.path"
+RUN_TAG, PATH_TAG, JOURNAL_TAG = "penstock.run_id", "penstock.path", "penstock.journal"
 BATCH_BYTES = 64 << 10
 # What one call of MLflow's log_batch takes.
 MOST_METRICS, MOST_PARAMS, MOST_TAGS = 1000, 100, 100
@@ -31,8 +36,28 @@ ENVELOPE = frozenset({"time_ms", "kind", "run", "stage", "step"})
 STATUSES = {"done": "FINISHED", "refused": "FINISHED", "failed": "FAILED", "stopped": "KILLED", "finished": "FINISHED"}
 
 
+@dataclass(frozen=True)
+class Carried:
+    """How far a journal was carried.
+
+    Attributes:
+        journal: Identity of the journal. Run ids follow from the spec, so another home's run on the same server may
+            have the same one.
+        bytes: Of the journal that MLflow has taken.
+        rejected: Values that MLflow refused for good.
+        runs: MLflow's id of the run at each path.
+        closed: The end state that MLflow was told, None while the run goes on.
+    """
+
+    journal: str
+    bytes: int = 0
+    rejected: int = 0
+    runs: Mapping[str, str] = field(default_factory=dict)
+    closed: str | None = None
+
+
 class MlflowSync:
-    """The carrier of one run's journal. Used by one thread; making it touches neither disk nor network.
+    """The carrier of one run's journal. Used by one thread of one process; making it touches neither disk nor network.
 
     Args:
         run_folder: Where the journal lies, and how far it was carried.
@@ -44,16 +69,18 @@ class MlflowSync:
     def __init__(self, run_folder: Path, tracking_uri: str, run_name: str, tags: Mapping[str, str]) -> None:
         self.run_folder, self.tracking_uri, self.run_name = run_folder, tracking_uri, run_name
         self.tags = {RUN_TAG: run_folder.name, **tags}
-        self.rejected = 0
         self._client: MlflowClient | None = None
         self._experiment_id = ""
-        self._runs: dict[str, str] = {}
 
     @property
     def unsent_bytes(self) -> int:
         """Bytes of the journal that MLflow has not taken yet."""
-        journal = self.run_folder / JOURNAL
-        return (journal.stat().st_size if journal.exists() else 0) - self._read_offset()
+        return unsent_bytes(self.run_folder)
+
+    @property
+    def rejected(self) -> int:
+        """Values that MLflow refused for good."""
+        return self._state().rejected
 
     def sync(self) -> int:
         """Sends what is new; returns the bytes that are still unsent (a line that is being written).
@@ -62,13 +89,12 @@ class MlflowSync:
             UnavailableError: If MLflow does not take it now. Nothing is lost: call again later.
         """
         while True:
-            offset = self._read_offset()
+            offset = self._state().bytes
             lines, end = read_from(self.run_folder / JOURNAL, offset)
             if end == offset:
                 return self.unsent_bytes
-            self._guarded(lambda batch=lines: self._send(batch))
-            state = {"bytes": end, "rejected": self.rejected}
-            write_durably(self.run_folder / STATE, json.dumps(state))
+            self._guarded(partial(self._send, lines))
+            self._note(bytes=end)
 
     def finish(self, status: str) -> None:
         """Sends the rest and sets the end state of the run and of all runs below it that are still open.
@@ -77,28 +103,41 @@ class MlflowSync:
             status: `done`, `refused`, `failed` or `stopped`, or MLflow's FINISHED, FAILED, KILLED.
         """
         self.sync()
-        self._guarded(lambda: self._close(STATUSES.get(status, status)))
+        self._guarded(partial(self._close, STATUSES.get(status, status)))
 
     def _close(self, status: str) -> None:
         client = self._connected()
-        self._run_id("")
-        for run in self._search(f"tags.`{RUN_TAG}` = '{self.tags[RUN_TAG]}'"):
-            is_root = run.data.tags.get(PATH_TAG) == ""
-            if is_root or run.info.status == "RUNNING":
+        root, runs = self._run_id(""), self._state().runs
+        for run in self._search(f"tags.`{JOURNAL_TAG}` = '{self._state().journal}'"):
+            if run.info.run_id not in runs.values():
+                client.delete_run(run.info.run_id)
+            elif run.info.run_id == root or run.info.status == "RUNNING":
                 client.set_terminated(run.info.run_id, status)
+        self._note(closed=status)
 
-    def _guarded(self, action: Any) -> None:
+    def _guarded(self, action: Callable[[], None]) -> None:
         """Runs `action`, turning every way a server can fail into one error."""
         try:
             action()
         except Exception as error:
-            self._client, self._runs = None, {}
+            self._client = None
+            if getattr(error, "error_code", "") == "RESOURCE_DOES_NOT_EXIST":
+                # Another database stands behind the address now: the next call sends it everything.
+                self._write(Carried(uuid.uuid4().hex))
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             raise UnavailableError(f"MLflow does not take the run's metrics now ({reason}).") from error
 
-    def _read_offset(self) -> int:
-        path = self.run_folder / STATE
-        return int(json.loads(path.read_text())["bytes"]) if path.exists() else 0
+    def _state(self) -> Carried:
+        """What was written down; the journal's identity is, before it is used."""
+        state = read_state(self.run_folder)
+        return state if state is not None else self._write(Carried(uuid.uuid4().hex))
+
+    def _note(self, **changes: Any) -> None:
+        self._write(replace(self._state(), **changes))
+
+    def _write(self, state: Carried) -> Carried:
+        write_durably(self.run_folder / STATE, json.dumps(asdict(state)))
+        return state
 
     def _connected(self) -> MlflowClient:
         if self._client is None:
@@ -109,11 +148,14 @@ class MlflowSync:
 
     def _run_id(self, path: str) -> str:
         """MLflow's id of the run at `path` (`` is the root), made with its parents if it is not there."""
-        if path in self._runs:
-            return self._runs[path]
-        found = self._search(f"tags.`{RUN_TAG}` = '{self.tags[RUN_TAG]}' and tags.`{PATH_TAG}` = '{quoted(path)}'")
-        self._runs[path] = found[0].info.run_id if found else self._create(path)
-        return self._runs[path]
+        known = self._state().runs
+        if path in known:
+            return known[path]
+        journal = self._state().journal
+        found = self._search(f"tags.`{JOURNAL_TAG}` = '{journal}' and tags.`{PATH_TAG}` = '{quoted(path)}'")
+        run_id = found[0].info.run_id if found else self._create(path)
+        self._note(runs={**self._state().runs, path: run_id})
+        return run_id
 
     def _search(self, condition: str) -> list[Any]:
         client = self._connected()
@@ -126,7 +168,7 @@ class MlflowSync:
                 return found
 
     def _create(self, path: str) -> str:
-        tags = {RUN_TAG: self.tags[RUN_TAG], PATH_TAG: path}
+        tags = {RUN_TAG: self.tags[RUN_TAG], JOURNAL_TAG: self._state().journal, PATH_TAG: path}
         name = path or self.run_name
         if path:
             tags["mlflow.parentRunId"] = self._run_id(path.rpartition("/")[0])
@@ -134,8 +176,15 @@ class MlflowSync:
             tags |= self.tags
         return self._connected().create_run(self._experiment_id, tags=tags, run_name=name).info.run_id
 
+    def _reopen(self) -> None:
+        """A run that was told to have ended goes on."""
+        if self._state().closed is not None:
+            self._connected().update_run(self._run_id(""), status="RUNNING")
+            self._note(closed=None)
+
     def _send(self, lines: list[dict[str, Any]]) -> None:
         """Sends the lines in order, those of one run together."""
+        self._reopen()
         for path, group in groupby(lines, key=lambda line: line.get("run") or ""):
             records = list(group)
             self._log_batch(path, records)
@@ -173,7 +222,7 @@ class MlflowSync:
                 raise
             if len(metrics) + len(params) + len(tags) == 1:
                 # A parameter that has another value already, or a name MLflow does not take: it never will.
-                self.rejected += 1
+                self._note(rejected=self.rejected + 1)
                 return
             for item in metrics:
                 self._log(run_id, [item], [], [])
@@ -181,6 +230,18 @@ class MlflowSync:
                 self._log(run_id, [], [item], [])
             for item in tags:
                 self._log(run_id, [], [], [item])
+
+
+def read_state(run_folder: Path) -> Carried | None:
+    """How far the journal in that folder was carried; None if nobody has begun."""
+    path = run_folder / STATE
+    return Carried(**json.loads(path.read_text())) if path.exists() else None
+
+
+def unsent_bytes(run_folder: Path) -> int:
+    """Bytes of the journal in that folder that MLflow has not taken yet."""
+    journal, state = run_folder / JOURNAL, read_state(run_folder)
+    return (journal.stat().st_size if journal.exists() else 0) - (state.bytes if state else 0)
 
 
 def read_from(journal: Path, offset: int) -> tuple[list[dict[str, Any]], int]:

@@ -42,7 +42,8 @@ def runs_by_path(context: Context) -> dict:
 
 def test_journal_becomes_nested_runs_exactly_once_even_if_sent_twice(journal: Context) -> None:
     carrier(journal).sync()
-    (journal.run_folder / STATE).unlink()  # as if killed between sending and writing down
+    state = json.loads((journal.run_folder / STATE).read_text())
+    (journal.run_folder / STATE).write_text(json.dumps({**state, "bytes": 0}))  # killed before it was written down
     carrier(journal).sync()
     runs = runs_by_path(journal)
     assert set(runs) == {"", "tune", "tune/0"}
@@ -126,3 +127,48 @@ def test_check_names_what_cannot_be_used(tmp_path: Path) -> None:
     secret = check_tracking("http://me:hunter2@127.0.0.1:9")
     assert secret is not None and "hunter2" not in secret.message
     assert time.monotonic() - started < 30
+
+
+def test_run_that_goes_on_after_its_end_was_told_is_running_again(journal: Context) -> None:
+    carrier(journal).finish("stopped")
+    assert runs_by_path(journal)[""].info.status == "KILLED"
+    journal.track("metrics", step=9, metrics={"late": 1.0})
+    carrier(journal).sync()
+    assert runs_by_path(journal)[""].info.status == "RUNNING"
+    carrier(journal).finish("done")
+    assert runs_by_path(journal)[""].info.status == "FINISHED"
+
+
+def test_run_made_by_a_request_that_was_given_up_is_deleted(journal: Context) -> None:
+    sync = carrier(journal)
+    sync.sync()
+    # The server was stopped, our request timed out and was made again, and then it took both.
+    root = runs_by_path(journal)[""]
+    client = make_client(journal.tracking_uri)
+    late = client.create_run(root.info.experiment_id, tags={**root.data.tags}, start_time=root.info.start_time - 1000)
+    carrier(journal).finish("done")
+    assert client.get_run(late.info.run_id).info.lifecycle_stage == "deleted"
+    assert runs_by_path(journal)[""].info.run_id == root.info.run_id
+
+
+def test_runs_of_two_homes_with_one_id_do_not_mix(journal: Context, tmp_path: Path) -> None:
+    carrier(journal).finish("done")
+    other = tmp_path / "elsewhere" / "runs" / "digits-0a1b"
+    other.mkdir(parents=True)
+    (other / "tracking.jsonl").write_bytes((journal.run_folder / "tracking.jsonl").read_bytes())
+    MlflowSync(other, journal.tracking_uri, "digits", {}).finish("failed")
+    client = make_client(journal.tracking_uri)
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    roots = client.search_runs([experiment.experiment_id], "tags.`penstock.path` = ''")
+    assert sorted(run.info.status for run in roots) == ["FAILED", "FINISHED"]
+
+
+def test_database_that_was_replaced_is_sent_everything(journal: Context, tmp_path: Path) -> None:
+    carrier(journal).sync()
+    moved = Context(**{**vars(journal), "tracking_uri": f"sqlite:///{tmp_path}/other.db"})
+    journal.track("metrics", step=3, metrics={"loss": 0.25})
+    with pytest.raises(UnavailableError):
+        carrier(moved).sync()
+    carrier(moved).sync()
+    root = runs_by_path(moved)[""]
+    assert len(make_client(moved.tracking_uri).get_metric_history(root.info.run_id, "loss")) == 4
