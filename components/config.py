@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
@@ -12,6 +12,15 @@ class Config(BaseModel):
     """A section of the spec. Fields carry their meaning and unit in `Field(description=...)`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
+    """`field (old -> new)` for each leaf that differs."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in sorted({*old, *new}):
+            yield from differences(old.get(key), new.get(key), f"{path}.{key}".strip("."))
+    elif old != new:
+        yield f"{path} ({old!r} -> {new!r})"
 
 
 def dotted_names(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

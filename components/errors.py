@@ -82,6 +82,19 @@ class StageError(PenstockError):
     kind = "stage"
 
 
+class OutOfMemoryError(StageError):
+    """A stage needed more memory than there is, or than its container may have."""
+
+    kind = "memory"
+
+
+class PreemptedError(PenstockError):
+    """A training was asked to stop (SIGTERM) and has written a checkpoint: no failure, the same command goes on."""
+
+    kind = "interrupted"
+    exit_code = 130
+
+
 class RequestError(PenstockError):
     """A request to an endpoint that cannot be answered (HTTP 400)."""
 

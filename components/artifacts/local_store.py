@@ -98,12 +98,24 @@ def sync_path(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder_durably(folder: Path) -> None:
+    """Makes a folder and those above it, so that their names outlive a power loss; what was there is left alone."""
+    absent = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in absent:
+        sync_path(path.parent)
+
+
 def write_durably(path: Path, text: str) -> None:
     """Writes a small file so that a reader sees the old or the new one, also after a power loss."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(text)
-    sync_path(partial)
-    partial.rename(path)
+    try:
+        partial.write_text(text)
+        sync_path(partial)
+        partial.rename(path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
     sync_path(path.parent)
 
 

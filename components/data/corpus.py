@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 FIT_CHARACTERS = 64 << 20
 """Training characters a BPE vocabulary is fitted on: of more, a random sample of the documents."""
 PROGRESS_S = 1.0
+UTF8_BYTES = 4
+"""Of a character, at most."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,29 @@ def plan_index(index: pa.Table, units: list[Unit], config: DataConfig, name_row:
         str(name): int((parts[documents.first_row[kept]] == part).sum()) for part, name in enumerate(SPLITS)
     }
     return CorpusPlan(units, config.columns.text, index, parts, cuts, ends, counts, dropped, corrupt)
+
+
+def check_length(plan: CorpusPlan, tokenizer: str, seq_len: int) -> None:
+    """Refuses parts that hold no sequence however a text is cut into tokens: a token is a character, or a byte of its
+    UTF-8 at least. What only the tokens themselves tell is left to the training.
+
+    Raises:
+        DataError: Naming the part and how long it is.
+    """
+    import numpy as np
+
+    lengths = np.asarray(plan.index.column("characters").fill_null(0).to_numpy(), np.int64)
+    for part, name in enumerate(SPLITS[:2]):
+        whole = (plan.parts == part) & ~np.isin(np.arange(len(lengths)), list(plan.cuts))
+        pieces = [cut for cuts in plan.cuts.values() for cut in cuts if cut.part == part]
+        characters = int(lengths[whole].sum()) + sum(cut.stop - cut.start for cut in pieces)
+        most = characters * (1 if tokenizer == "character" else UTF8_BYTES) + int(plan.ends[whole].sum())
+        if most <= seq_len:
+            raise DataError(
+                f"The {name} split has {characters} characters, too few for one sequence of {seq_len} tokens "
+                "(train.seq_len) and the token after it; give more text, or make train.seq_len smaller.",
+                field="train.seq_len",
+            )
 
 
 def group_documents(index: pa.Table, units: list[Unit]) -> Documents:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from components.data.batches import IndexRows
 from components.data.clean import clean_rows
 from components.data.config import DataConfig
-from components.data.corpus import plan_index
+from components.data.corpus import check_length, plan_index
 from components.data.index import concat_index, row_namer, unit_items
 from components.data.read import Roles, open_file
 from components.data.source import Source, find_source
@@ -34,18 +34,23 @@ TYPED_LINES = 100
 """JSON lines looked at for their columns before the whole file is read."""
 
 
-def check_source(task: str, config: DataConfig, base: Path | None = None) -> list[PenstockError]:
+def check_source(
+    task: str, config: DataConfig, base: Path | None = None, seq_len: int | None = None
+) -> list[PenstockError]:
     """What is wrong with the source, as far as it can be seen in a few seconds; an empty list if nothing is.
 
     Goes through the functions of the stage itself, so the stage finds nothing else. A source too large to read in
     that time has its files, columns and first rows checked only.
+
+    Args:
+        seq_len: Of a language model: tokens that each part must hold more of.
     """
     try:
         source = find_source(config.source, base)
         check_headers(source, task, config)
         if config.text.tokenizer not in BUILT:
             pretrained_vocabulary(config.text.tokenizer)
-        check_rows(source, task, config)
+        check_rows(source, task, config, seq_len)
     except PenstockError as error:
         return [error]
     return []
@@ -191,7 +196,7 @@ def kind_of(data_type: pa.DataType) -> str:
     return next((name for name, test in tests.items() if test(data_type)), str(data_type))
 
 
-def check_rows(source: Source, task: str, config: DataConfig) -> None:
+def check_rows(source: Source, task: str, config: DataConfig, seq_len: int | None = None) -> None:
     """Indexes rows until the time is up; cleans and splits them if that was all, so that class counts are known.
 
     Raises:
@@ -207,7 +212,9 @@ def check_rows(source: Source, task: str, config: DataConfig) -> None:
             return
     index = concat_index(tables)
     if get_task(task).packed:
-        plan_index(index, units, config, row_namer(index, units))
+        plan = plan_index(index, units, config, row_namer(index, units))
+        if seq_len is not None:
+            check_length(plan, config.text.tokenizer, seq_len)
         return
     split_rows(index, clean_rows(index, config, row_namer(index, units)), config.split)
 

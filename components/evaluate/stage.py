@@ -144,8 +144,10 @@ def run_language(config: StageConfig, inputs: Mapping[str, Ref], output: str, co
         for name, each in scores.items():
             results[name] = {"test": language.measure_windows(each, bytes_per_token, config.evaluate.confidence)}
             tell(name, results[name]["test"], language.describe, context)
+    elif len(tokens):
+        context.warn(f"The test split has {len(tokens)} tokens, no more than a window of {seq_len}: no test metrics.")
     else:
-        context.warn(f"The test split has {len(tokens)} tokens, less than a window of {seq_len}: no test metrics.")
+        context.warn("There is no test text (data.split.test is 0): no test metrics.")
     with write_artifact(output, "evaluation", inputs, context) as draft:
         write_without_gate(draft, results, kind)
     assert draft.artifact is not None

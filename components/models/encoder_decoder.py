@@ -13,7 +13,7 @@ from torch import nn
 
 from components.models.config import T5Config
 from components.models.decoder import check_vocabulary
-from components.models.transformer import load_pretrained
+from components.models.transformer import load_pretrained, make_network
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -44,7 +44,7 @@ class EncoderDecoder(nn.Module):
             scratch = network_config(config, inputs)
             shape = scratch if network is None else type(scratch).from_dict(dict(network))
             shape._attn_implementation = "sdpa"
-            self.encoder_decoder = T5ForConditionalGeneration(shape)
+            self.encoder_decoder = make_network(T5ForConditionalGeneration, shape)
             if network is not None and not network.get("tie_word_embeddings", True):
                 output = self.encoder_decoder.lm_head
                 output.weight = nn.Parameter(output.weight.detach().clone())

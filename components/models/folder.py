@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,10 +73,21 @@ def save_model_folder(
 
 
 def save_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
-    """Writes a state dict as safetensors."""
+    """Writes a state dict as safetensors.
+
+    Raises:
+        OSError: If it cannot be written; safetensors tells the system's error only in its text.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, path)
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, path)
+    except SafetensorError as error:
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number.group(1)), os.strerror(int(number.group(1))), str(path)) from error
 
 
 def stream_weights(path: Path, shapes: Mapping[str, tuple[int, ...]], weights: Iterable[torch.Tensor]) -> None:

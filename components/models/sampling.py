@@ -6,9 +6,9 @@ targets = write_targets(predictor, batch, Sampling(temperature=0, num_beams=4)) 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from components.errors import RequestError
 
@@ -54,12 +54,15 @@ class Sampling:
 
 def continue_text(predictor: Predictor, prompt: str, sampling: Sampling) -> str:
     """The prompt and what the model makes of it."""
+    from components.models.predictor import TorchPredictor
     from components.tasks.text_generation import LanguagePreprocessing
 
     preprocessing = predictor.preprocessing
     assert isinstance(preprocessing, LanguagePreprocessing)
+    assert isinstance(predictor, TorchPredictor), "such a model is never compressed"
     tokens = list(preprocessing.encode({"text": [prompt]})["input_ids"][0])
-    added = generate(predictor, tokens, sampling, end=preprocessing.end_of_text)
+    next_logits = NextLogits(predictor.module.decoder, predictor.values["inputs"]["max_length"])
+    added = generate(next_logits, tokens, sampling, end=preprocessing.end_of_text)
     return preprocessing.decode([*tokens, *added])
 
 
@@ -94,15 +97,44 @@ def write_targets(predictor: Predictor, batch: Mapping[str, np.ndarray], samplin
         return network.generate(**inputs, generation_config=config).tolist()
 
 
-def generate(predictor: Predictor, tokens: list[int], sampling: Sampling, end: int | None = None) -> list[int]:
-    """New tokens after `tokens`; the network sees as many of the last ones as its context holds."""
+class NextLogits:
+    """What a decoder says of the token after a text that grows.
+
+    Keys and values are kept while the text fits into the context. After that every position moves with each token, so
+    the last ones are computed again.
+
+    Args:
+        decoder: The network of `transformers`.
+        context: Tokens it sees at most.
+    """
+
+    def __init__(self, decoder: Any, context: int) -> None:
+        self.decoder, self.context = decoder, context
+        self.known, self.cache = 0, None
+
+    def __call__(self, tokens: list[int]) -> np.ndarray:
+        """Logits, float32, shape (V,); `tokens` are those of the call before and more."""
+        import torch
+
+        fits = len(tokens) <= self.context
+        new = tokens[self.known :] if fits else tokens[-self.context :]
+        cache = {"past_key_values": self.cache} if fits else {}
+        with torch.inference_mode():
+            answer = self.decoder(input_ids=torch.tensor([new]), use_cache=fits, logits_to_keep=1, **cache)
+        self.known, self.cache = len(tokens), answer.past_key_values if fits else None
+        return answer.logits[0, -1].float().numpy()
+
+
+def generate(
+    next_logits: Callable[[list[int]], np.ndarray], tokens: list[int], sampling: Sampling, end: int | None = None
+) -> list[int]:
+    """New tokens after `tokens`, up to `end`."""
     import numpy as np
 
-    generator, context = np.random.default_rng(sampling.seed), predictor.values["inputs"]["max_length"]
+    generator = np.random.default_rng(sampling.seed)
     added: list[int] = []
     while len(added) < sampling.max_new_tokens:
-        seen = np.array([[*tokens, *added][-context:]], dtype=np.int64)
-        token = draw(predictor.logits({"input_ids": seen})[0, -1], sampling, generator)
+        token = draw(next_logits([*tokens, *added]), sampling, generator)
         if token == end:
             break
         added.append(token)

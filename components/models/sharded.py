@@ -31,14 +31,25 @@ def sharding(config: dict[str, Any]) -> Iterator[None]:
     Args:
         config: Of DeepSpeed, with stage 3. The process group must exist.
     """
+    from transformers import modeling_utils
     from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
     held = Zero3Config(config)  # only a weak reference is kept
     set_hf_deepspeed_config(held)
+    # It would compare what is left of sharded weights, which is nothing, and so tie an output layer of its own.
+    compare = modeling_utils._tied_params_are_equal
+    modeling_utils._tied_params_are_equal = equal_weights
     try:
         yield
     finally:
+        modeling_utils._tied_params_are_equal = compare
         unset_hf_deepspeed_config()
+
+
+def equal_weights(first: nn.Parameter, second: nn.Parameter) -> bool:
+    """Whether two weights, sharded or not, are the same; called by every worker."""
+    with gathered([first, second]):
+        return torch.equal(first, second)
 
 
 def make_sharded(model_class: Any, shape: Any, options: dict[str, Any]) -> Any:

@@ -13,12 +13,16 @@ import torch
 from torch import nn
 
 from components.errors import SpecError
+from components.imports import prepare_transformers
 from components.models.build import inner_network
 from components.models.config import BertConfig, ResNetConfig, TransformerConfig, ViTConfig
+from components.models.pretrained import pretrained_error
 from components.models.text import masked_mean
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
+
+prepare_transformers()
 
 
 class ViTClassifier(nn.Module):
@@ -50,7 +54,8 @@ class ViTClassifier(nn.Module):
 class BertClassifier(nn.Module):
     """BERT-style encoder; the mean over the tokens' last states decides, so no special first token is needed.
 
-    Word vectors of a pretrained model are made anew if the data's vocabulary has another size.
+    Word vectors of a pretrained model are made anew: the vocabulary is fitted to the data, so the same number is
+    another word there.
     """
 
     def __init__(
@@ -67,7 +72,7 @@ class BertClassifier(nn.Module):
             **transformer_values(config),
         )
         self.encoder = make_encoder(BertModel, scratch, config, network, add_pooling_layer=False)
-        if self.encoder.config.vocab_size != inputs["vocab_size"]:
+        if network is None and config.pretrained is not None:
             self.encoder.resize_token_embeddings(inputs["vocab_size"], mean_resizing=False)
             redraw(self.encoder.get_input_embeddings().weight, self.encoder.config.initializer_range)
         self.dropout = nn.Dropout(config.dropout)
@@ -164,14 +169,6 @@ def load_pretrained(model_class: type[PreTrainedModel], source: str, **options: 
         return model_class.from_pretrained(source, **options)
     except (OSError, ValueError) as error:
         raise pretrained_error(source) from error
-
-
-def pretrained_error(source: str) -> SpecError:
-    return SpecError(
-        f"model.pretrained is {source!r}, which is no folder and no reachable hub name with a config.json and "
-        "safetensors weights; name one, or leave it out to start from random weights.",
-        field="model.pretrained",
-    )
 
 
 def redraw(weight: nn.Parameter, std: float) -> None:

@@ -102,7 +102,9 @@ class TextGeneration(TextSamples):
         """Of each window its mean loss in nats and its share of right guesses, float32, shape (B, 2)."""
         import torch
 
-        losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")
+        # Flat, as a transposed view of the logits would be copied: they are the largest tensor of a validation.
+        losses = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+        losses = losses.view(labels.shape)
         right = (logits.argmax(dim=-1) == labels).float()
         return torch.stack([losses.mean(dim=1), right.mean(dim=1)], dim=1)
 

@@ -5,14 +5,16 @@ Source: Polyak and Juditsky 1992; the slower start is that of TensorFlow's Expon
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from components.models.folder import named_tensors, save_weights
+from components.train.torch_engine import copy_to_host
 
 UPDATES = "updates"
 
@@ -53,11 +55,13 @@ class WeightAverage:
         for name, tensor in self.live.items():
             tensor.data, self.values[name] = self.values[name], tensor.data
 
-    def save(self, path: Path) -> None:
-        save_weights(path, {**self.values, UPDATES: torch.tensor(self.updates)})
+    def hold_state(self, path: Path, copy: bool) -> Callable[[], None]:
+        """As `Engine.hold_state`, for one file."""
+        state = {**self.values, UPDATES: torch.tensor(self.updates)}
+        return partial(save_weights, path, copy_to_host(state) if copy else state)
 
     def load(self, path: Path) -> None:
-        """Reads what `save` wrote."""
+        """Reads what `hold_state` wrote."""
         from safetensors.torch import load_file
 
         loaded = load_file(path)

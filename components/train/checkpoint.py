@@ -18,16 +18,23 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from components.artifacts.local_store import replace_folder, sync_path, write_durably
+from components.artifacts.local_store import make_folder_durably, replace_folder, sync_path, write_durably
 from components.artifacts.manifest import file_sha256, list_files
+from components.config import differences
 from components.errors import CheckpointError
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+FENCE_NAME = "fence"
+"""In the folder: who may write there; every attempt has a number of its own."""
+FIXED = ("task", "model", "train.zero", "train.optimizer.name", "train.ema")
+"""What a checkpoint's state depends on: a change of these cannot be accepted."""
+MARK_NAME = "written.rank{}"
 NAME_PATTERN = re.compile(r"step-(\d{8,})")
 
 
@@ -40,12 +47,14 @@ class Checkpoint:
         step: Optimizer steps that were taken.
         world_size: Workers that wrote it.
         state: What the loop keeps: step, round, history, best epoch, precision.
+        changes: In what the job that wrote it differs from this one, where that was accepted.
     """
 
     folder: Path
     step: int
     world_size: int
     state: Mapping[str, Any]
+    changes: tuple[str, ...] = ()
 
 
 class CheckpointFolder:
@@ -57,43 +66,102 @@ class CheckpointFolder:
         owner: Digest of what is trained; a checkpoint of another owner is refused.
         world_size: Workers that write now.
         keep: Newest ones that are kept.
+        job: What is trained, in words that a refusal can name.
+        accept_changes: Whether one of an owner that differs in other things than the network may be continued.
     """
 
-    def __init__(self, folder: Path, key_file: Path, owner: str, world_size: int, keep: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        key_file: Path,
+        owner: str,
+        world_size: int,
+        keep: int,
+        job: Mapping[str, Any] | None = None,
+        accept_changes: bool = False,
+    ) -> None:
         self.folder, self.owner, self.world_size, self.keep = folder, owner, world_size, keep
-        folder.mkdir(parents=True, exist_ok=True)
+        self.job, self.accept_changes = dict(job or {}), accept_changes
+        self.fence = ""
+        make_folder_durably(folder)
         self.key = read_key(key_file)
 
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
 
     def partial_path(self, step: int) -> Path:
-        """Where the ranks write before `commit`."""
-        return self.folder / f".step-{step:08d}.partial"
+        """Where the ranks of this attempt write before `commit`."""
+        return self.folder / f".step-{step:08d}.{self.fence}.partial"
+
+    def take_over(self) -> str:
+        """Shuts out every earlier attempt at this job; called by rank 0 alone, the other ranks set `fence` to it.
+
+        A rank that was stopped, and is let go on when its group has long been replaced, finds its folder gone and may
+        commit nothing. What it committed before this returns is found by `find`.
+        """
+        self.fence = secrets.token_hex(8)
+        write_durably(self.folder / FENCE_NAME, self.fence)
+        for left in (*self.folder.glob(".step-*.partial"), *self.folder.glob(".gone-*")):
+            # Renamed in one go: from then on the commit of whoever writes there fails.
+            gone = self.folder / f".gone-{secrets.token_hex(8)}"
+            with suppress(FileNotFoundError):
+                left.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
+        return self.fence
+
+    def check_fence(self) -> None:
+        """Before rank 0 writes what all attempts share.
+
+        Raises:
+            CheckpointError: If another attempt has taken over.
+        """
+        if self.fence and (self.folder / FENCE_NAME).read_text() != self.fence:
+            raise CheckpointError(
+                f"Another process has taken over the training in {self.folder.parent}: this one, which was held up, "
+                "writes nothing more and ends."
+            )
 
     def begin(self, step: int) -> Path:
-        """An empty folder to write into; called by rank 0 alone."""
-        partial = self.partial_path(step)
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
-        return partial
+        """An empty folder to write into; called by rank 0 alone. What a killed save left behind goes."""
+        self.check_fence()
+        for left in self.folder.glob(".step-*.partial"):
+            shutil.rmtree(left)
+        self.partial_path(step).mkdir()
+        return self.partial_path(step)
+
+    def discard(self, step: int) -> None:
+        """Removes what was written since `begin`."""
+        shutil.rmtree(self.partial_path(step), ignore_errors=True)
+
+    def mark(self, step: int, rank: int) -> None:
+        """Notes that a rank wrote its part."""
+        (self.partial_path(step) / MARK_NAME.format(rank)).touch()
+
+    def marked(self, step: int, world_size: int) -> bool:
+        """Whether all ranks wrote their parts."""
+        return all((self.partial_path(step) / MARK_NAME.format(rank)).exists() for rank in range(world_size))
 
     def commit(self, step: int, state: Mapping[str, Any]) -> Path:
         """Makes what the ranks wrote a checkpoint; called by rank 0 alone, after all have written."""
         partial, target = self.partial_path(step), self.path(step)
+        for mark in partial.glob(MARK_NAME.format("*")):
+            mark.unlink()
         body = {
             "format_version": FORMAT_VERSION,
             "owner": self.owner,
+            "job": self.job,
             "world_size": self.world_size,
             "step": step,
             "state": dict(state),
             "files": {name: seal_file(partial / name) for name in list_files(partial)},
         }
         write_durably(partial / MANIFEST_NAME, json.dumps({"body": body, "hmac": sign(self.key, body)}, indent=1))
-        sync_path(partial)
-        # Before the folder is there: it is only a hint, and says for ever that checkpoints were written here.
-        write_durably(self.folder / "latest", target.name)
+        for parent, _, _ in os.walk(partial):
+            sync_path(Path(parent))
+        self.check_fence()
         replace_folder(partial, target)
+        # After the folder is there: it says for ever that checkpoints were written here, which none yet would belie.
+        write_durably(self.folder / "latest", target.name)
         self._prune()
         return target
 
@@ -138,11 +206,28 @@ class CheckpointFolder:
         """Steps of which there is a folder, whole or not."""
         return steps_in(self.folder)
 
+    def newest_bytes(self) -> int:
+        """Size of the newest folder, whole or not; 0 if there is none."""
+        newest = max(self.steps(), default=None)
+        if newest is None:
+            return 0
+        return sum(path.stat().st_size for path in self.path(newest).rglob("*") if path.is_file())
+
     def _open(self, folder: Path) -> Checkpoint:
         body = json.loads((folder / MANIFEST_NAME).read_text())["body"]
+        changes: tuple[str, ...] = ()
         if body["owner"] != self.owner:
-            raise CheckpointError(f"{folder} is a checkpoint of another job; run with --fresh to start anew.")
-        return Checkpoint(folder, body["step"], body["world_size"], body["state"])
+            changes = tuple(differences(body.get("job", {}), self.job))
+            fixed = [change for change in changes if change.startswith(FIXED)]
+            told = f"{folder} is a checkpoint of another job: {'; '.join(fixed or changes)}"
+            if fixed:
+                raise CheckpointError(f"{told}: its state does not fit; undo that, or run with --fresh to start anew.")
+            if not self.accept_changes:
+                raise CheckpointError(
+                    f"{told}; undo that, run with --fresh to start anew, or continue it with --accept-changes "
+                    "(python -m components.train)."
+                )
+        return Checkpoint(folder, body["step"], body["world_size"], body["state"], changes)
 
     def _quarantine(self, folder: Path) -> Path:
         place = self.folder / "quarantine"
@@ -196,19 +281,21 @@ def read_key(path: Path) -> bytes:
     Raises:
         CheckpointError: If the file holds no key of 32 bytes.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder_durably(path.parent)
     if not path.exists():
         # Linked into place when whole: several workers may come here at once, and a kill must not leave half a key.
         partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as handle:
             handle.write(secrets.token_bytes(32))
+        sync_path(partial)
         try:
             os.link(partial, path)
         except FileExistsError:
             pass
         finally:
             partial.unlink()
+        sync_path(path.parent)
     key = path.read_bytes()
     if len(key) != 32:
         raise CheckpointError(f"{path} holds no checkpoint key (32 bytes); run with --fresh to start anew.")

@@ -12,6 +12,9 @@ from components.config import Config
 RESHARDED_OPTIMIZERS = ("adam", "adamw")
 """Whose state DeepSpeed divides among another number of workers."""
 
+NETWORK_VARIABLES = ("NCCL_", "TORCH_NCCL_", "GLOO_", "FI_", "UCX_")
+"""How the names of those begin that tell the libraries between the workers how to talk."""
+
 Workers = Annotated[
     int,
     WithJsonSchema(
@@ -89,10 +92,15 @@ class ZeroConfig(Config):
 
     stage: Literal[0, 1, 2, 3] = 0
     """0 nothing, 1 optimizer state, 2 and gradients, 3 and weights."""
-    offload_optimizer: Literal["none", "cpu"] = "none"
-    """cpu keeps the optimizer's state in the host's memory and updates there (ZeRO-Offload); needs stage 1 or more."""
-    offload_parameters: Literal["none", "cpu"] = "none"
-    """cpu keeps the weights in the host's memory between their uses; needs stage 3."""
+    offload_optimizer: Literal["none", "cpu", "nvme"] = "none"
+    """cpu keeps the optimizer's state in the host's memory and updates there (ZeRO-Offload); needs stage 1 or more.
+    nvme keeps it on a disk of the worker (ZeRO-Infinity); needs stage 3 and adam or adamw."""
+    offload_parameters: Literal["none", "cpu", "nvme"] = "none"
+    """cpu keeps the weights in the host's memory between their uses; needs stage 3. nvme keeps them on a disk of the
+    worker; needs the optimizer's state there, too."""
+    nvme_path: str | None = None
+    """Folder on a fast disk that each worker has for itself; None is one in the run's work folder. What is offloaded
+    there is removed at the end."""
 
     @model_validator(mode="after")
     def _rules(self) -> ZeroConfig:
@@ -100,6 +108,19 @@ class ZeroConfig(Config):
             raise ValueError("zero.offload_optimizer needs sharded optimizer state; set zero.stage to 1, 2 or 3")
         if self.offload_parameters != "none" and self.stage != 3:
             raise ValueError(f"zero.offload_parameters needs sharded weights; zero.stage is {self.stage}, set it to 3")
+        if self.offload_optimizer == "nvme" and self.stage != 3:
+            raise ValueError(
+                f"zero.offload_optimizer nvme needs stage 3; zero.stage is {self.stage}, set it to 3 or offload to cpu"
+            )
+        if self.offload_parameters == "nvme" and self.offload_optimizer != "nvme":
+            raise ValueError(
+                "zero.offload_parameters nvme leaves the larger part, the optimizer's state, in memory; set "
+                "zero.offload_optimizer to nvme, too"
+            )
+        if self.nvme_path is not None and not self.nvme_path.startswith("/"):
+            raise ValueError(f"zero.nvme_path is {self.nvme_path!r}; give an absolute path, the same on every machine")
+        if self.nvme_path is not None and self.offload_optimizer != "nvme":
+            raise ValueError("zero.nvme_path is used by offload to nvme only; set zero.offload_optimizer to nvme")
         return self
 
 
@@ -163,12 +184,22 @@ class TrainConfig(Config):
     max_restarts: int = Field(3, ge=0)
     """How often training goes on after a worker was lost without reaching another checkpoint."""
     zero: ZeroConfig = ZeroConfig()
+    environment: dict[str, str] = {}
+    """Variables of NCCL, gloo and their networks in each worker of several, such as NCCL_SOCKET_IFNAME; no secrets."""
     checkpoint_every_epochs: int = Field(1, ge=1)
     """Validations between two checkpoints; the last one is always kept."""
     checkpoint_every_steps: int | None = Field(None, ge=1)
     """Steps between two checkpoints, in place of `checkpoint_every_epochs`: for epochs that take hours."""
+    checkpoint_in_background: bool = True
+    """Whether checkpoints of `checkpoint_every_steps` are copied and written while training goes on; a copy of weights
+    and optimizer state in the machine's memory."""
     keep_checkpoints: int = Field(2, ge=1)
     """Newest checkpoints that are kept."""
+
+    def saves_beside(self) -> bool:
+        """Whether checkpoints are written while training goes on, from a copy in the machine's memory."""
+        room = self.zero.offload_optimizer != "nvme"
+        return room and self.checkpoint_every_steps is not None and self.checkpoint_in_background
 
     def world_sizes(self) -> range:
         """Numbers of workers that training may run on."""
@@ -177,6 +208,9 @@ class TrainConfig(Config):
     @model_validator(mode="after")
     def _rules(self) -> TrainConfig:
         self._check_workers()
+        if foreign := [name for name in self.environment if not name.startswith(NETWORK_VARIABLES)]:
+            raise ValueError(f"environment sets {', '.join(foreign)}; it is for variables that begin with "
+                             f"{', '.join(NETWORK_VARIABLES)}, others belong to the Ray nodes")  # fmt: skip
         if self.optimizer.name == "muon" and (self.workers > 1 or self.zero.stage):
             raise ValueError("optimizer muon needs whole matrices; set workers to 1 and zero.stage to 0, or take adamw")
         if self.ema is not None and self.zero.stage == 3:
@@ -185,6 +219,11 @@ class TrainConfig(Config):
         if self.compile and self.zero.stage == 3:
             raise ValueError("compile needs whole weights, which zero.stage 3 gathers layer by layer; set zero.stage "
                              "to 2 or less, or compile to false")  # fmt: skip
+        if self.zero.offload_optimizer == "nvme" and self.optimizer.name not in RESHARDED_OPTIMIZERS:
+            raise ValueError(
+                f"zero.offload_optimizer nvme is for {' and '.join(RESHARDED_OPTIMIZERS)}; optimizer is "
+                f"{self.optimizer.name}, take one of these, or offload to cpu"
+            )
         if self.zero.stage == 3 and (self.regularize.l1 or self.regularize.l2):
             raise ValueError("regularize.l1 and l2 need whole weights, which zero.stage 3 shards; use weight_decay")
         return self

@@ -5,23 +5,34 @@ from __future__ import annotations
 import importlib
 import math
 import os
-import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
+from components.imports import hidden
 from components.models.folder import named_tensors, save_weights, stream_weights
 from components.train.compiling import Compiling
 from components.train.config import RESHARDED_OPTIMIZERS, ZeroConfig
 from components.train.engine import EngineSettings, Update, judge_step
 from components.train.loss_scale import LossScale
+from components.train.nvme import (
+    Swap,
+    close_folder,
+    fp32_buffers,
+    nvme_settings,
+    read_swapped,
+    stop_reading_ahead,
+    write_swapped,
+)
 from components.train.optimizer import make_optimizer, parameter_groups
-from components.train.torch_engine import load_whole, plain_weights, save_whole, unscale
+from components.train.plan.memory import CPU_BUCKET_ELEMENTS
+from components.train.torch_engine import copy_to_host, hold_whole, load_whole, plain_weights, unscale, write_torch
 
 TAG = "deepspeed"
 COMMON_NAME = "common.safetensors"
@@ -40,7 +51,7 @@ def deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": micro,
         "gradient_accumulation_steps": train.gradient_accumulation_steps,
         "gradient_clipping": train.gradient_clipping,
-        "zero_optimization": zero_config(train.zero),
+        "zero_optimization": zero_config(train.zero, settings.placement.device, settings.swap),
         "zero_allow_untested_optimizer": True,
         # Momentum and the like have no DeepSpeed form; torch's updates on the host too.
         "zero_force_ds_cpu_optimizer": False,
@@ -49,14 +60,19 @@ def deepspeed_config(settings: EngineSettings) -> dict[str, Any]:
     }
 
 
-def zero_config(zero: ZeroConfig) -> dict[str, Any]:
+def zero_config(zero: ZeroConfig, device: str, swap: Swap | None = None) -> dict[str, Any]:
     """The `zero_optimization` part."""
     values: dict[str, Any] = {"stage": zero.stage}
+    if zero.stage in (1, 2):
+        # What DeepSpeed calls scattering is an all-reduce here as well, of a copy that is copied back.
+        values["reduce_scatter"] = False
+        if device == "cpu":
+            values["reduce_bucket_size"] = CPU_BUCKET_ELEMENTS
     if zero.offload_optimizer != "none":
         values["offload_optimizer"] = {"device": zero.offload_optimizer}
     if zero.offload_parameters != "none":
         values["offload_param"] = {"device": zero.offload_parameters}
-    return values
+    return values if swap is None else {**values, **nvme_settings(zero, swap)}
 
 
 def choose_optimizer(settings: EngineSettings, module: nn.Module) -> Any:
@@ -74,6 +90,20 @@ def choose_optimizer(settings: EngineSettings, module: nn.Module) -> Any:
     )
 
 
+def count_steps(optimizer: Any) -> None:
+    """Brings DeepSpeed's Adam to where the steps of its restored state left it.
+
+    It multiplies the powers of its betas in float32, step by step; in a new process it would begin with `pow`, and a
+    resumed training would not be the same bit for bit.
+    """
+    steps = max((int(state["step"]) for state in optimizer.state.values() if "step" in state), default=0)
+    group, nothing = optimizer.param_groups[0], [torch.zeros(1) for _ in range(4)]
+    for step in range(1, steps + 1):
+        optimizer.ds_opt_adam.adam_update(
+            optimizer.opt_id, step, 0.0, *group["betas"], group["eps"], 0.0, group["bias_correction"], *nothing
+        )
+
+
 class DeepSpeedEngine:
     """See `Engine`."""
 
@@ -89,15 +119,20 @@ class DeepSpeedEngine:
             # DeepSpeed's own fp16 under autocast neither keeps its scale in checkpoints nor heeds it when it clips.
             device_type = settings.placement.device.split(":")[0]
             module.forward = torch.autocast(device_type, torch.float16)(module.forward)
-        self.engine, *_ = deepspeed.initialize(
-            model=module,
-            optimizer=choose_optimizer(settings, module),
-            config=deepspeed_config(settings),
-            dist_init_required=False,
-        )
+        with fp32_buffers() if settings.swap is not None else nullcontext():
+            self.engine, *_ = deepspeed.initialize(
+                model=module,
+                optimizer=choose_optimizer(settings, module),
+                config=deepspeed_config(settings),
+                dist_init_required=False,
+            )
+        if settings.train.zero.offload_parameters == "nvme":
+            stop_reading_ahead(self.engine.optimizer)
         self.module = self.engine.module
         self.compiling = Compiling(self.module, settings.train.compile)
-        zero = settings.train.zero
+        # Converters that it drops beside every checkpoint; ours is read by this run alone.
+        self.engine._copy_recovery_script = lambda folder: None
+        zero, self.swap = settings.train.zero, settings.swap
         self.counts_in_int = zero.offload_optimizer != "none" and settings.train.optimizer.name in RESHARDED_OPTIMIZERS
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -140,37 +175,72 @@ class DeepSpeedEngine:
         shapes = {name: tuple(getattr(tensor, "ds_shape", tensor.shape)) for name, tensor in tensors.items()}
         whole = gather_each(tensors.values())
         if self.rank == 0:
-            stream_weights(path, shapes, whole)
-        for _ in whole:  # a gathering is a collective call
-            pass
+            try:
+                stream_weights(path, shapes, whole)
+            finally:
+                exhaust(whole)
+        else:
+            exhaust(whole)
 
-    def save(self, folder: Path) -> None:
+    def hold_state(self, folder: Path, copy: bool) -> Callable[[], None]:
         if self.stage == 0:
-            if self.rank == 0:
-                save_whole(self.module, self.engine.optimizer, folder)
-            return
+            if self.rank > 0:
+                return lambda: None
+            return hold_whole(self.module, self.engine.optimizer, folder, copy)
+        if self.swap is not None:
+            return self._hold_swapped(folder, copy)
+        held = HeldState(self.engine.checkpoint_engine, copy)
+        self.engine.checkpoint_engine = held
         self.engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+        self.engine.checkpoint_engine = held.writer
         if self.rank == 0:
-            # Converters that DeepSpeed drops beside every checkpoint; ours is read by this run alone.
-            for name in ("zero_to_fp32.py", "zero_to_torch.py"):
-                (folder / name).unlink(missing_ok=True)
-            self._save_common(folder)
+            held.writes.append(partial(save_weights, folder / COMMON_NAME, self._common()))
+        return held.write
 
-    def _save_common(self, folder: Path) -> None:
-        """Writes what is not sharded, for another number of workers to read: buffers, and the optimizer's counter."""
+    def _hold_swapped(self, folder: Path, copy: bool) -> Callable[[], None]:
+        """DeepSpeed's own checkpoint would lack the step counter and what is too small to be swapped."""
+        assert not copy, "a copy in memory of what memory has no room for; see TrainConfig.saves_beside"
+        common = self._common() if self.rank == 0 else None
+
+        def write() -> None:
+            write_swapped(self.engine.optimizer, self._names(), folder, self.rank)
+            if common is not None:
+                save_weights(folder / COMMON_NAME, common)
+
+        return write
+
+    def _load_swapped(self, folder: Path) -> None:
+        """Any number of workers may have written it."""
+        optimizer = self.engine.optimizer
+        common = load_file(folder / COMMON_NAME)
+        step = int(common.pop(STEP))
+        optimizer.checkpoint_event_prologue()
+        read_swapped(optimizer, self._names(), folder, step)
+        optimizer.checkpoint_event_epilogue()
+        self.module.load_state_dict(common, strict=False)
+
+    def _names(self) -> dict[nn.Parameter, str]:
+        return {value: name for name, value in self.module.named_parameters()}
+
+    def _common(self) -> dict[str, torch.Tensor]:
+        """A copy of what is not sharded, for another number of workers to read: buffers, the optimizer's counter."""
         names = {name for name, _ in self.module.named_buffers()}
         common = {name: value.cpu().clone() for name, value in self.module.state_dict().items() if name in names}
         steps = [state["step"] for state in self.engine.optimizer.state.values() if "step" in state]
-        save_file({**common, STEP: torch.tensor(float(steps[0]) if steps else 0.0)}, folder / COMMON_NAME)
+        return {**common, STEP: torch.tensor(float(steps[0]) if steps else 0.0)}
 
     def load(self, folder: Path, universal: bool = False) -> None:
         if self.stage == 0:
             load_whole(self.module, self.engine.optimizer, folder)
             return
-        if universal:
+        if self.swap is not None:
+            self._load_swapped(folder)
+        elif universal:
             self._load_universal(folder)
         else:
             self._load_tag(folder)
+        if self.counts_in_int:
+            count_steps(self.engine.optimizer.optimizer)
 
     def _load_tag(self, folder: Path) -> None:
         from components.errors import CheckpointError
@@ -227,6 +297,44 @@ class DeepSpeedEngine:
     def close(self) -> None:
         self.engine.destroy()
         self.cleanup.close()
+        if self.swap is not None:
+            close_folder(self.swap.folder)
+
+
+class HeldState:
+    """Takes a checkpoint's state dicts in the place of DeepSpeed's writer, which `write` hands them to.
+
+    So nothing is written between DeepSpeed's collective calls, where one worker's full disk would hang the others.
+    """
+
+    def __init__(self, writer: Any, copy: bool) -> None:
+        self.writer, self.copy = writer, copy
+        self.writes: list[Callable[[], None]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.writer, name)
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """Folders are made when there is something to write into them."""
+
+    def save(self, state_dict: Mapping[str, Any], path: str) -> None:
+        self.writes.append(partial(write_below, copy_to_host(state_dict) if self.copy else state_dict, Path(path)))
+
+    def write(self) -> None:
+        for write in self.writes:
+            write()
+
+
+def write_below(state: Mapping[str, Any], path: Path) -> None:
+    """`write_torch` into a folder that is made."""
+    path.parent.mkdir(exist_ok=True)
+    write_torch(state, path)
+
+
+def exhaust(whole: Iterator[torch.Tensor]) -> None:
+    """Takes part in the gatherings that are left: each is a collective call."""
+    for _ in whole:
+        pass
 
 
 def gather_each(tensors: Iterable[torch.Tensor]) -> Iterator[torch.Tensor]:
@@ -291,37 +399,25 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-@contextmanager
-def _hidden(name: str) -> Iterator[None]:
-    """Makes `import name` fail, unless it was imported before."""
-    if name in sys.modules:
-        yield
-        return
-    sys.modules[name] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del sys.modules[name]
-
-
 def _import_deepspeed(device: str) -> Any:
     """Imports DeepSpeed without what it would do on its own: seconds for each worker that starts.
 
     On a CPU it must be told so first. TORCHDYNAMO_DISABLE saves the import of inductor, which its Muon would trigger
     as soon as an engine is made, so that is imported here; the flag is read when dynamo is imported, so it is taken
     back for whoever compiles or exports here later. Its tuner would import mlflow where there is one. Its shared-memory
-    op would be compiled on first use, though only inference calls it.
+    op, which only inference calls, would be compiled on first use, after a compiler was tried for each of its ops: that
+    table is given, empty.
     """
     if device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     asked = os.environ.get("TORCHDYNAMO_DISABLE", "1")
-    with _environment({"TORCHDYNAMO_DISABLE": asked}), _hidden("mlflow"):
+    with _environment({"TORCHDYNAMO_DISABLE": asked}), hidden("mlflow"):
         import deepspeed
         import deepspeed.ops
         import deepspeed.runtime.zero.muon.muon_optimizer
 
         config: Any = importlib.import_module("torch._dynamo.config")
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.ops.__compatible_ops__ = {}
     if "TORCHDYNAMO_DISABLE" not in os.environ:
         config.disable = False
     return deepspeed

@@ -63,6 +63,11 @@ def plan_placement(
             "train.precision is fp16, which is for GPUs, and there is none here; set it to auto, bf16 or fp32.",
             field="train.precision",
         )
+    if precision == "bf16" and hardware.gpus and not hardware.gpu_bf16:
+        raise SpecError(
+            "train.precision is bf16, which this GPU does not have; set it to auto, fp16 or fp32.",
+            field="train.precision",
+        )
     share = max(1, hardware.cores // workers)
     threads = hardware.threads or share
     if hardware.gpus:
@@ -83,8 +88,15 @@ def detect_hardware() -> Hardware:
         cores=len(os.sched_getaffinity(0)),
         threads=int(threads) if threads.isdigit() and int(threads) > 0 else None,
         gpu_bf16=not torch.cuda.is_available() or torch.cuda.is_bf16_supported(including_emulation=False),
-        cpu_bf16=torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported(),
+        cpu_bf16=cpu_multiplies_bf16(),
     )
+
+
+def cpu_multiplies_bf16() -> bool:
+    """Whether the CPU multiplies bf16 in hardware; one that does not is many times slower at it than in fp32."""
+    import torch
+
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def apply_placement(placement: Placement) -> None:

@@ -1,12 +1,12 @@
 """What the loop needs of whoever holds weights, gradients and optimizer state, and the choice between the two.
 
-One worker without sharding trains in plain torch: DeepSpeed would cost 2 to 4 s of imports and about 1 ms a step there
-(see README.md) and shard nothing. Everything else is DeepSpeed's.
+One worker that has everything trains in plain torch: there is nobody to share with, and DeepSpeed would cost 2 to 4 s
+of imports and a tenth of the speed (see README.md). Everything else is DeepSpeed's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import Enum
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 from components.train.config import TrainConfig
 from components.train.device import Placement, Precision
 from components.train.loss_scale import LossScale
+from components.train.nvme import Swap
 
 if TYPE_CHECKING:
     import torch
@@ -53,11 +54,15 @@ class Engine(Protocol):
     def write_weights(self, path: Path) -> None:
         """Rank 0 writes the whole state dict in float32 as safetensors."""
 
-    def save(self, folder: Path) -> None:
-        """Writes this rank's part of the state into `folder`."""
+    def hold_state(self, folder: Path, copy: bool) -> Callable[[], None]:
+        """Takes this rank's part of the state; the function that it gives writes it into `folder`, from any thread.
+
+        Args:
+            copy: Whether into host memory first, so that training may go on before it is written.
+        """
 
     def load(self, folder: Path, universal: bool = False) -> None:
-        """Reads back what `save` wrote. `folder` must have been verified: it may hold pickles.
+        """Reads back what `hold_state` wrote. `folder` must have been verified: it may hold pickles.
 
         Args:
             universal: Whether it was made by `reshard.make_universal`.
@@ -76,6 +81,8 @@ class EngineSettings:
     precision: Precision
     rank: int
     world_size: int
+    swap: Swap | None = None
+    """Where what is offloaded to NVMe goes."""
 
 
 def judge_step(finite: bool, loss_scale: LossScale | None) -> Update:
@@ -87,8 +94,15 @@ def judge_step(finite: bool, loss_scale: LossScale | None) -> Update:
     return Update.OVERFLOW if loss_scale is not None and loss_scale.shrink() else Update.SKIPPED
 
 
-def choose_engine(world_size: int, zero_stage: int) -> Literal["torch", "deepspeed"]:
-    return "torch" if world_size == 1 and zero_stage == 0 else "deepspeed"
+def choose_engine(train: TrainConfig, world_size: int) -> Literal["torch", "deepspeed"]:
+    """Stages 1 and 2 shard what one worker needs whole, so alone they compute what stage 0 does.
+
+    A training that had or may get more workers keeps DeepSpeed's form of the state, which can be divided anew.
+    """
+    if train.zero.stage == 0:
+        return "torch" if world_size == 1 else "deepspeed"
+    moved = train.zero.stage == 3 or train.zero.offload_optimizer != "none"
+    return "torch" if train.workers == world_size == 1 and not moved else "deepspeed"
 
 
 def build_sharded(settings: EngineSettings) -> AbstractContextManager[None]:
@@ -102,7 +116,7 @@ def build_sharded(settings: EngineSettings) -> AbstractContextManager[None]:
 
 def make_engine(module: nn.Module, settings: EngineSettings) -> Engine:
     """The engine for these settings, with the module on its device."""
-    if choose_engine(settings.world_size, settings.train.zero.stage) == "torch":
+    if choose_engine(settings.train, settings.world_size) == "torch":
         from components.train.torch_engine import TorchEngine
 
         return TorchEngine(module, settings)

@@ -44,6 +44,11 @@ def count_restarts(work_folder: Path) -> int:
     return len(read_lines(work_folder / RESTARTS_NAME))
 
 
+def count_preemptions(work_folder: Path) -> int:
+    """How many of those were no loss: a machine was to be taken away, and the group had written a checkpoint."""
+    return sum(bool(line.get("preempted")) for line in read_lines(work_folder / RESTARTS_NAME))
+
+
 def newest_step(work_folder: Path) -> int:
     """Of the checkpoints of a job; 0 if there is none."""
     return max(steps_in(work_folder / "checkpoints"), default=0)

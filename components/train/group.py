@@ -48,6 +48,17 @@ class Group:
         dist.broadcast(buffer, src=0)
         return json.loads(bytes(buffer.cpu().numpy()))
 
+    def gather_values(self, value: Any) -> list[Any]:
+        """Gives every worker the JSON values of all, in rank order."""
+        import torch
+
+        content = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        sizes = [int(size) for size in self.gather(torch.tensor(len(content), device=self.device))]
+        padded = torch.zeros(max(sizes), dtype=torch.uint8, device=self.device)
+        padded[: len(content)] = content.to(self.device)
+        rows = self.gather(padded).cpu()
+        return [json.loads(bytes(row[:size].numpy())) for row, size in zip(rows, sizes, strict=True)]
+
     def gather(self, tensor: torch.Tensor) -> torch.Tensor:
         """Stacks the workers' tensors of one shape: (world_size, *shape), in rank order, on every worker."""
         import torch
@@ -69,3 +80,7 @@ class Group:
             if buffer.is_floating_point():
                 dist.all_reduce(buffer)
                 buffer.div_(self.world_size)
+
+
+ALONE = Group(0, 1, "cpu")
+"""The only worker of its training."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +24,7 @@ class TrainJob:
         dataset: Local folder of the verified Dataset artifact.
         work_folder: Checkpoints lie below it; a restarted job with the same folder continues from the newest valid one.
         key_file: File with the key that authenticates this run's checkpoints (made if absent, mode 0600).
+        accept_changes: Whether a checkpoint that was written with other data, seed or settings is continued.
     """
 
     task: str
@@ -32,6 +34,7 @@ class TrainJob:
     dataset: Path
     work_folder: Path
     key_file: Path
+    accept_changes: bool = False
 
 
 class Worker(Protocol):
@@ -73,3 +76,9 @@ class TrainResult:
     history: list[dict[str, float]]
     weights: Path
     facts: Mapping[str, Any]
+
+
+def warn(worker: Worker, text: str) -> None:
+    """Tells the user through the worker, if it has a way to; else the log."""
+    tell: Callable[[str], None] = getattr(worker, "warn", logging.getLogger(__name__).warning)
+    tell(text)

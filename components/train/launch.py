@@ -18,6 +18,7 @@ from components.ray_connection import connect_ray
 from components.train.device import Hardware, Placement, plan_placement
 from components.train.failures import first_failure
 from components.train.job import TrainJob, TrainResult
+from components.train.preemption import sigterm_asks
 from components.train.result import read_result
 
 PLACEMENT_TIMEOUT_S = 30.0
@@ -28,7 +29,9 @@ GROUP_VARIABLES = {
     # Ends a group 2 s earlier.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
     # A stopped or stuck worker is given up after this; the default is 10 minutes.
-    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
+    "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "45",
+    # An actor that watches for machines about to be drained, for those who ask it: we hear of that by SIGTERM.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
 ELASTIC_VARIABLES = {
     # Right after a loss Ray may still count on the lost machine; it tries a smaller group after this.
@@ -71,12 +74,14 @@ def launch(job: TrainJob, context: Context) -> TrainResult:
     Raises:
         StageError: If the workers cannot be placed within 30 s, or training failed: with the first worker's reason.
         CheckpointError: If there were checkpoints, but none that can be used.
+        PreemptedError: If this process got a SIGTERM; a checkpoint holds the steps that were taken.
     """
     recorded = read_result(job)
     if recorded is not None:
         return recorded
     if job.train.workers == 1 or context.debug:
-        return launch_here(job, context)
+        with sigterm_asks(job.work_folder):
+            return launch_here(job, context)
     return launch_group(job, context)
 
 
@@ -96,26 +101,27 @@ def launch_group(job: TrainJob, context: Context) -> TrainResult:
     import os
 
     elastic = job.train.min_workers is not None
-    # Read when Ray Train is imported, and carried to its controller.
+    # Read when Ray Train is imported.
     for name, value in GROUP_VARIABLES.items():
         os.environ.setdefault(name, value)
     if elastic:
         os.environ.update(ELASTIC_VARIABLES)
     import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-    from components.train.restarts import RestartPolicy, name_group_failure
+    from components.train.group_trainer import GroupTrainer
+    from components.train.process_group import TorchGroup
+    from components.train.restarts import NoteSigterm, RestartPolicy, name_group_failure
 
     connect_ray(log_to_driver=True)
     placement = plan_placement(cluster_hardware(ray.cluster_resources()), job.train.workers, job.train.precision)
     fewest = job.train.world_sizes()[0]
     wait_for_room(placement, fewest)
-    trainer = TorchTrainer(
+    trainer = GroupTrainer(
         run_worker,
         train_loop_config={"job": job, "context": context},
-        torch_config=TorchConfig(backend=placement.backend),
+        backend_config=TorchGroup(placement.backend),
         scaling_config=ScalingConfig(
             num_workers=(job.train.min_workers, job.train.workers) if elastic else job.train.workers,
             elastic_resize_monitor_interval_s=RESIZE_INTERVAL_S,
@@ -125,15 +131,17 @@ def launch_group(job: TrainJob, context: Context) -> TrainResult:
         run_config=RunConfig(
             name="train",
             storage_path=str(job.work_folder / "ray"),
+            worker_runtime_env={"env_vars": job.train.environment} if job.train.environment else {},
             # The policy counts; what it lets pass is tried again.
             failure_config=FailureConfig(
                 max_failures=-1, controller_failure_limit=ELASTIC_START_LIMIT if elastic else START_LIMIT
             ),
-            callbacks=[RestartPolicy(job.work_folder, context, job.train.max_restarts)],
+            callbacks=[RestartPolicy(job.work_folder, context, job.train.max_restarts), NoteSigterm()],
         ),
     )
     try:
-        with watch_nodes(lambda: tell_lack(context, placement, fewest)):
+        # Here, because Ray takes SIGTERM for itself when it is imported.
+        with sigterm_asks(job.work_folder), watch_nodes(lambda: tell_lack(context, placement, fewest)):
             trainer.fit()
     except WorkerGroupError as error:
         raise first_failure(error.worker_failures) from error

@@ -11,23 +11,33 @@ for bit where it would have ended.
 from __future__ import annotations
 
 import math
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components.artifacts.local_store import sync_path
 from components.errors import StageError
+from components.imports import without_collection
 from components.train.augment import augment_images
+from components.train.disk import Place, together, write_patiently
 from components.train.engine import Update
 from components.train.evaluation import evaluate
-from components.train.failures import count_restarts
+from components.train.failures import count_preemptions, count_restarts
 from components.train.feed import Inputs
-from components.train.job import TrainJob, TrainResult, Worker
+from components.train.finite import check_weights
+from components.train.job import TrainJob, TrainResult, Worker, warn
 from components.train.optimizer import weight_penalty
 from components.train.order import micro_batch
 from components.train.out_of_memory import is_out_of_memory, out_of_memory
 from components.train.plan.measure import MemoryWatch
+from components.train.plan.states import FP32_BYTES
+from components.train.preemption import AskedToStop, leave_if_asked, preempted
+from components.train.release import release_heap
 from components.train.result import read_result, write_result
+from components.train.resume import roll_back
+from components.train.saving import save, settle
 from components.train.schedule import rate_factor
-from components.train.session import Session, open_session, roll_back, save, warn
+from components.train.session import Session, open_session
 from components.train.watch import Watch, look_for_spikes, look_for_stragglers, note_loss, own_work
 
 if TYPE_CHECKING:
@@ -48,6 +58,7 @@ def train(job: TrainJob, worker: Worker) -> TrainResult:
     Raises:
         StageError: If the loss is no longer finite, or the memory is too small.
         CheckpointError: If there were checkpoints, but none that can be used.
+        PreemptedError: If a worker was asked to stop; the steps that were taken are in a checkpoint.
     """
     recorded = read_result(job)
     if recorded is not None:
@@ -55,14 +66,15 @@ def train(job: TrainJob, worker: Worker) -> TrainResult:
     job.work_folder.mkdir(parents=True, exist_ok=True)
     memory = MemoryWatch.start()
     try:
-        session = open_session(job, worker)
+        with without_collection():
+            session = open_session(job, worker)
         try:
             return train_session(session, memory)
         finally:
-            session.engine.close()
+            session.close()
     except (MemoryError, RuntimeError) as error:
         if is_out_of_memory(error):
-            raise out_of_memory(job, worker) from error
+            raise out_of_memory(job, worker, error) from error
         raise
 
 
@@ -74,6 +86,12 @@ def train_session(session: Session, memory: MemoryWatch) -> TrainResult:
             run_round(session)
         except RolledBack:
             continue
+        except AskedToStop:
+            # A checkpoint of the last step of a round may be there: a validation that was left is made again.
+            if session.progress.step != session.saved_step:
+                save(session)
+            settle(session)
+            raise preempted(session.progress.step) from None
     session.facts["peak_memory_bytes"] = memory.peak_bytes()
     return finish(session)
 
@@ -90,10 +108,13 @@ def tell_last_round(session: Session) -> None:
 
 
 def done(session: Session) -> bool:
-    """Whether all steps are taken, or the deciding metric has stood still for the patience of `early_stop`."""
+    """Whether all rounds were made, or the deciding metric has stood still for the patience of `early_stop`.
+
+    Steps would not tell: asked to stop after the last one, a training has its last validation before it.
+    """
     progress, early_stop = session.progress, session.job.train.early_stop
     stopped = early_stop is not None and progress.epoch - progress.improved_epoch >= early_stop.patience
-    return progress.step >= session.rounds.total_steps or (stopped and progress.epoch > 0)
+    return progress.epoch >= session.rounds.count or (stopped and progress.epoch > 0)
 
 
 def run_round(session: Session) -> None:
@@ -106,12 +127,21 @@ def run_round(session: Session) -> None:
     with session.weights_to_keep():
         metrics = validate(session)
         note_round(session, metrics, train_loss, rate)
-    if done(session) or (
-        train_config.checkpoint_every_steps is None and progress.epoch % train_config.checkpoint_every_epochs == 0
-    ):
+    # Not before: a validation that is left is made again from a checkpoint of its round's last step.
+    session.loss_sum = 0.0
+    if done(session) or is_due(session):
         save(session)
+        settle(session)
     session.worker.report(progress.epoch, {**metrics, "train_loss": train_loss, "learning_rate": rate})
     tell_speed(session)
+
+
+def is_due(session: Session) -> bool:
+    """Whether a checkpoint is due after a validation."""
+    progress, train_config = session.progress, session.job.train
+    if train_config.checkpoint_every_steps is None:
+        return progress.epoch % train_config.checkpoint_every_epochs == 0
+    return progress.step % train_config.checkpoint_every_steps == 0
 
 
 def note_round(session: Session, metrics: dict[str, float], train_loss: float, rate: float) -> None:
@@ -151,12 +181,15 @@ def train_round(session: Session) -> float:
         session.meter.count_step()
         if every and session.progress.step % every == 0 and session.progress.step < end:
             session.meter.pause()
-            save(session)
+            beside = session.job.train.saves_beside()
+            save(session, copy=beside)
+            if not beside:
+                settle(session)
             session.meter.go_on()
+        leave_if_asked(session)
+    settle(session)
     look_for_spikes(session)
-    mean = mean_loss(session, end - begin - left_out(session, begin, end))
-    session.loss_sum = 0.0
-    return mean
+    return mean_loss(session, end - begin - left_out(session, begin, end))
 
 
 def train_step(session: Session) -> tuple[torch.Tensor, Update]:
@@ -277,7 +310,9 @@ def diverged(session: Session, what: str) -> StageError:
 
 def validate(session: Session) -> dict[str, float]:
     """The task's metrics on the validation split, the same on every rank."""
-    outputs = evaluate(session.engine, session.task, session.validation, session.group)
+    release_heap()
+    outputs = evaluate(session.engine, session.task, session.validation, session.group, lambda: leave_if_asked(session))
+    release_heap()
     metrics = session.task.metrics(outputs, session.validation.true_labels())
     if session.bytes_per_token is not None:
         metrics["bits_per_byte"] = metrics["loss"] / math.log(2) / session.bytes_per_token
@@ -304,16 +339,39 @@ def breaks_tie(session: Session, metrics: dict[str, float]) -> bool:
 
 def keep_best(session: Session, metrics: dict[str, float]) -> None:
     """Makes this epoch the best one; its weights, gathered from all shards, go to a file of their own."""
+    check_weights(session)
     session.progress.best_epoch, session.progress.best_metrics = session.progress.epoch, dict(metrics)
     target = session.best_weights()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    session.engine.write_weights(target)
-    if session.group.rank != 0:
-        return
-    sync_path(target)
+    unchecked = target.with_name(f".{target.name}.{session.checkpoints.fence}")
+    place = Place("the best weights", target.parent, FP32_BYTES * session.facts["parameters"])
+    write = partial(write_best, session, unchecked, target)
+    write_patiently(
+        session.group, place, write, partial(unchecked.unlink, missing_ok=True), partial(warn, session.worker)
+    )
+
+
+def write_best(session: Session, unchecked: Path, target: Path) -> None:
+    """Writes the weights to `target` and removes the best ones before; ends on all ranks alike.
+
+    Args:
+        unchecked: Where they lie until it is known that no other attempt has taken over.
+    """
+    group = session.group
+    together(group, lambda: target.parent.mkdir(parents=True, exist_ok=True))
+    together(group, lambda: session.engine.write_weights(unchecked))
+    together(group, lambda: keep_alone(session, unchecked, target) if group.rank == 0 else None)
+
+
+def keep_alone(session: Session, unchecked: Path, target: Path) -> None:
+    """Waits until a file is on the disk, gives it its name, then removes those before."""
+    sync_path(unchecked)
+    session.checkpoints.check_fence()
+    unchecked.rename(target)
+    sync_path(target.parent)
     for old in target.parent.iterdir():
-        if old != target:
-            old.unlink()
+        # A writer that is held up here, and goes on late, must not remove what its successor has kept since.
+        if old.name < target.name:
+            old.unlink(missing_ok=True)
 
 
 def finish(session: Session) -> TrainResult:
@@ -325,13 +383,24 @@ def finish(session: Session) -> TrainResult:
         "skipped_steps": len(progress.skipped),
         "overflowed_steps": len(progress.overflowed),
         "rollbacks": progress.rollbacks,
+        "accepted_changes": progress.accepted,
         "loss_spikes": len(progress.spikes),
         "restarts": count_restarts(session.job.work_folder),
+        "preemptions": count_preemptions(session.job.work_folder),
         "seconds": round(meter.seconds, 3),
         **{name: round(value, 4) for name, value in meter.pace(progress.step).items() if name != "eta_s"},
     }
     result = TrainResult(progress.best_epoch, progress.best_metrics, progress.history, session.best_weights(), facts)
-    if session.group.rank == 0:
-        write_result(session.job, result)
-    session.group.barrier()
+    write_patiently(
+        session.group,
+        Place("the result", session.job.work_folder, len(str(result))),
+        lambda: together(session.group, lambda: record(session, result) if session.group.rank == 0 else None),
+        lambda: None,
+        partial(warn, session.worker),
+    )
     return result
+
+
+def record(session: Session, result: TrainResult) -> None:
+    session.checkpoints.check_fence()
+    write_result(session.job, result)

@@ -13,6 +13,26 @@ INTERVAL_S = 1.0
 
 
 @dataclass
+class StartUp:
+    """Where the seconds before the first step's end go.
+
+    Attributes:
+        begun: When this worker began, in seconds since 1970.
+        laps_s: Seconds of each part, in their order.
+    """
+
+    begun: float = field(default_factory=time.time)
+    laps_s: dict[str, float] = field(default_factory=dict)
+    _since: float = field(default_factory=time.monotonic)
+
+    def lap(self, name: str) -> None:
+        """What was done since the last call is called `name`."""
+        now = time.monotonic()
+        self.laps_s[name] = round(now - self._since, 3)
+        self._since = now
+
+
+@dataclass
 class Meter:
     """Counts steps against the clock.
 
@@ -22,6 +42,7 @@ class Meter:
         seq_len: Tokens a sample of a language model, else None.
         done_before: Steps an earlier process took.
         peak_flops: FLOPs a second that this worker's device can do; None where no utilisation is told.
+        start_up: Ends with the first step.
     """
 
     total_steps: int
@@ -29,6 +50,7 @@ class Meter:
     done_before: int
     seq_len: int | None = None
     peak_flops: float | None = None
+    start_up: StartUp = field(default_factory=StartUp)
     start_s: float = field(default_factory=lambda: time.monotonic())
     told_s: float = 0.0
     training_s: float = 0.0
@@ -86,6 +108,7 @@ class Meter:
         self.steps += 1
         if not self._warm:
             self._warm = True
+            self.start_up.lap("first_step")
             self.steps, self.training_s, self.waited_s, self.flops = 0, 0.0, 0.0, 0.0
             self.go_on()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from components.train.config import RegularizeConfig, TrainConfig
+from components.train.device import cpu_multiplies_bf16
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +44,7 @@ def make_muon(config: TrainConfig, module: nn.Module) -> torch.optim.Optimizer:
     import torch
 
     from components.train.joined import JoinedOptimizer
+    from components.train.muon import Muon
 
     decay, options = config.regularize.weight_decay, config.optimizer
     outer = outer_weights(module)
@@ -62,12 +64,13 @@ def make_muon(config: TrainConfig, module: nn.Module) -> torch.optim.Optimizer:
     )
     if not hidden:
         return adamw
-    muon = torch.optim.Muon(
+    on_cpu = hidden[0].device.type == "cpu"
+    muon = Muon(
         hidden,
         lr=config.learning_rate,
-        weight_decay=decay,
         momentum=options.momentum,
-        adjust_lr_fn="match_rms_adamw",
+        weight_decay=decay,
+        dtype=torch.float32 if on_cpu and not cpu_multiplies_bf16() else torch.bfloat16,
     )
     return JoinedOptimizer(muon, adamw)
 

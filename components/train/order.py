@@ -78,6 +78,11 @@ class Rounds:
     total_steps: int
     steps: int
 
+    @property
+    def count(self) -> int:
+        """Rounds of the whole training."""
+        return math.ceil(self.total_steps / self.steps)
+
     def bounds(self, number: int) -> tuple[int, int]:
         """First step of round `number` (counted from 0), and one past its last."""
         return number * self.steps, min((number + 1) * self.steps, self.total_steps)

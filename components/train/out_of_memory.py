@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import Any
 
-from components.errors import StageError, name_error
+from components.errors import OutOfMemoryError, name_error
 from components.train.device import detect_hardware, plan_placement
 from components.train.job import TrainJob, Worker
+from components.train.plan.measure import status_bytes
 
 LESS = 0.8
 """What is proposed must need at most this share of what ran out, by the same prediction."""
@@ -22,16 +24,34 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in CPU_WORDS)
 
 
-def out_of_memory(job: TrainJob, worker: Worker) -> StageError:
-    """One sentence: what ran out, and what to change."""
+def out_of_memory(job: TrainJob, worker: Worker, error: BaseException) -> OutOfMemoryError:
+    """One sentence: what ran out, how much was in use at most, and what to change.
+
+    It is not tried again with other settings by itself: another accumulation adds in another order, so that the result
+    would no longer be that of the spec.
+    """
     placement = plan_placement(detect_hardware(), worker.world_size, job.train.precision, worker.local_rank)
     precision = "fp32" if placement.precision == "probe" else placement.precision
     facts = {"device": placement.device, "workers": worker.world_size, "precision": {"precision": precision}}
+    # What the training held is let go first: the plan takes some memory too.
+    if error.__traceback__ is not None:
+        traceback.clear_frames(error.__traceback__)
     try:
         advice = propose(job, facts)
-    except Exception as error:  # noqa: BLE001 (the reason to end is the memory, not the plan)
-        advice = f"lower train.global_batch_size (no plan could be made: {name_error(error)})"
-    return StageError(f"Training ran out of memory on {placement.device}; {advice}.", field="train")
+    except Exception as unplanned:  # noqa: BLE001 (the reason to end is the memory, not the plan)
+        advice = f"lower train.global_batch_size (no plan could be made: {name_error(unplanned)})"
+    return OutOfMemoryError(
+        f"Training ran out of memory on {placement.device} (at most {peak_bytes(placement.device) / 2**30:.2f} GiB in "
+        f"use); {advice}.",
+        field="train",
+    )
+
+
+def peak_bytes(device: str) -> int:
+    """Most memory that this process held at once: on a GPU, or resident on the host."""
+    import torch
+
+    return status_bytes("VmHWM") if device == "cpu" else torch.cuda.max_memory_allocated(device)
 
 
 def propose(job: TrainJob, facts: dict[str, Any]) -> str:

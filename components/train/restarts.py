@@ -1,4 +1,7 @@
-"""What becomes of a training group when a worker fails: a lost worker is replaced, a mistake ends the training."""
+"""What becomes of a training group when a worker fails: a lost worker is replaced, a mistake ends the training.
+
+A group that stopped because a machine is to be taken away has lost nothing: it is started again, and not counted.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from ray.exceptions import RayActorError
 from ray.train import UserCallback
 from ray.train.v2._internal.exceptions import (
@@ -15,10 +17,13 @@ from ray.train.v2._internal.exceptions import (
     WorkerHealthCheckFailedError,
     WorkerHealthCheckTimeoutError,
 )
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
 from components.context import Context, append_line
-from components.errors import PenstockError, StageError, name_error
+from components.errors import PenstockError, PreemptedError, StageError, name_error
+from components.memory_kills import count_kills, killed
 from components.train.failures import RESTARTS_NAME, first_failure, newest_step, root_cause
+from components.train.preemption import group_is_asked, note_sigterm
 
 DEATHS = (WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError, RayActorError)
 BROKEN_CONNECTION = ("gloo/", "Connection closed by peer", "Connection reset by peer")
@@ -38,6 +43,8 @@ class RestartPolicy(UserCallback):
     def __init__(self, work_folder: Path, context: Context, limit: int) -> None:
         self.work_folder, self.context, self.limit = work_folder, context, limit
         self.newest, self.in_vain = newest_step(work_folder), 0
+        self.kills = count_kills()
+        self.out_of_memory = False
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
         """Called once for each failure of the group.
@@ -45,10 +52,14 @@ class RestartPolicy(UserCallback):
         Raises:
             PenstockError: If starting again would not help: the training's own error, or too many losses in a row.
         """
+        if is_preempted(worker_exceptions):
+            self.go_on_elsewhere(worker_exceptions)
+            return
         reason = name_loss(worker_exceptions)
         if reason is None:
             own = {rank: error for rank, error in worker_exceptions.items() if not is_broken_connection(error)}
             raise first_failure(own)
+        reason = self.name_kill(reason)
         newest = newest_step(self.work_folder)
         self.in_vain = 1 if newest > self.newest else self.in_vain + 1
         self.newest = newest
@@ -58,8 +69,49 @@ class RestartPolicy(UserCallback):
                 "(train.max_restarts); see the stage's log. The same command goes on from there.",
                 field="train.max_restarts",
             )
-        append_line(self.work_folder / RESTARTS_NAME, {"time": time.time(), "step": newest, "reason": reason})
-        self.context.warn(f"{reason}; training goes on from step {newest}.")
+        self.tell_restart(reason, newest, preempted=False)
+
+    def name_kill(self, reason: str) -> str:
+        """The reason, or that it was the memory: that is tried once more, as another process may have taken it.
+
+        Raises:
+            OutOfMemoryError: The second time.
+        """
+        kills = count_kills()
+        if kills == self.kills:
+            return reason
+        self.kills = kills
+        if self.out_of_memory:
+            raise killed("A worker, twice,")
+        self.out_of_memory = True
+        return killed("A worker").message.partition(";")[0]
+
+    def go_on_elsewhere(self, failures: Mapping[int, BaseException]) -> None:
+        """Lets a group start again that stopped of its own accord, unless the whole training is to stop."""
+        if group_is_asked(self.work_folder):
+            raise first_failure(failures)
+        self.newest = newest_step(self.work_folder)
+        self.tell_restart("A worker was asked to stop (SIGTERM)", self.newest, preempted=True)
+
+    def tell_restart(self, reason: str, step: int, preempted: bool) -> None:
+        record = {"time": time.time(), "step": step, "reason": reason, "preempted": preempted}
+        append_line(self.work_folder / RESTARTS_NAME, record)
+        self.context.warn(f"{reason}; training goes on from step {step}.")
+
+
+class NoteSigterm(WorkerGroupCallback):
+    """Lets every worker of a group note SIGTERM, which Ray would have end it.
+
+    A handler can be set in the main thread alone: that is where Ray executes this, and not the training.
+    """
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        worker_group.execute(note_sigterm)
+
+
+def is_preempted(failures: Mapping[int, BaseException]) -> bool:
+    """Whether the group stopped because it was asked to; a worker may be gone before it can say so."""
+    return any(isinstance(root_cause(error), PreemptedError) for error in failures.values())
 
 
 def name_loss(failures: Mapping[int, BaseException]) -> str | None:
@@ -77,8 +129,11 @@ def name_loss(failures: Mapping[int, BaseException]) -> str | None:
 
 def is_broken_connection(error: BaseException) -> bool:
     """Whether a collective operation failed because another worker is gone."""
+    # Imported here: who leads a group that goes well needs no torch.
+    from torch.distributed import DistError
+
     cause = root_cause(error)
-    return isinstance(cause, dist.DistError) or any(words in str(cause) for words in BROKEN_CONNECTION)
+    return isinstance(cause, DistError) or any(words in str(cause) for words in BROKEN_CONNECTION)
 
 
 def name_group_failure(error: BaseException) -> PenstockError:

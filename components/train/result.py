@@ -15,17 +15,21 @@ from components.train.job import TrainJob, TrainResult
 RESULT_NAME = "result.json"
 
 
-def job_digest(job: TrainJob) -> str:
-    """SHA-256 over what decides a training's outcome: task, model, train, seed and the content of the dataset."""
+def job_values(job: TrainJob) -> dict[str, Any]:
+    """What decides a training's outcome: task, model, train, seed and the content of the dataset."""
     manifest = job.dataset / MANIFEST_NAME
-    values = {
+    return {
         "task": job.task,
         "model": job.model.model_dump(mode="json"),
         "train": job.train.model_dump(mode="json"),
         "seed": job.seed,
         "dataset": json.loads(manifest.read_text())["digest"] if manifest.exists() else "",
     }
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def job_digest(job: TrainJob) -> str:
+    """SHA-256 over `job_values`."""
+    return hashlib.sha256(json.dumps(job_values(job), sort_keys=True).encode()).hexdigest()
 
 
 def write_result(job: TrainJob, result: TrainResult) -> None:

@@ -27,11 +27,13 @@ KEPT_FROM_SPEC = (
     "min_workers",
     "max_restarts",
     "zero",
+    "environment",
     "epochs",
     "max_steps",
     "validate_every_steps",
     "checkpoint_every_epochs",
     "checkpoint_every_steps",
+    "checkpoint_in_background",
     "keep_checkpoints",
 )
 """Fields of `train` that say how the final training runs, so a sweep's winner does not decide them."""

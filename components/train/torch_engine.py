@@ -1,10 +1,13 @@
-"""One worker, nothing sharded: plain torch."""
+"""One worker that has everything: plain torch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -61,8 +64,8 @@ class TorchEngine:
     def write_weights(self, path: Path) -> None:
         save_weights(path, plain_weights(self.module))
 
-    def save(self, folder: Path) -> None:
-        save_whole(self.module, self.optimizer, folder)
+    def hold_state(self, folder: Path, copy: bool) -> Callable[[], None]:
+        return hold_whole(self.module, self.optimizer, folder, copy)
 
     def load(self, folder: Path, universal: bool = False) -> None:
         load_whole(self.module, self.optimizer, folder)
@@ -87,13 +90,37 @@ def unscale(module: nn.Module, loss_scale: LossScale) -> None:
     torch._foreach_mul_(gradients, 1 / loss_scale.scale)
 
 
-def save_whole(module: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Writes weights and optimizer state that are sharded over no workers: any number can read them."""
-    torch.save({"module": module.state_dict(), "optimizer": optimizer.state_dict()}, folder / STATE_NAME)
+def hold_whole(module: nn.Module, optimizer: torch.optim.Optimizer, folder: Path, copy: bool) -> Callable[[], None]:
+    """Weights and optimizer state that are sharded over no workers: any number can read them. See `hold_state`."""
+    state = {"module": module.state_dict(), "optimizer": optimizer.state_dict()}
+    return partial(write_torch, copy_to_host(state) if copy else state, folder / STATE_NAME)
+
+
+def write_torch(state: Mapping[str, Any], path: Path) -> None:
+    """`torch.save`, failing with the system's own error: given a path, torch does not tell a full disk from others."""
+    try:
+        with path.open("wb") as handle:
+            torch.save(state, handle)
+    except RuntimeError as error:
+        cause = error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise OSError(cause.errno, cause.strerror, str(path)) from error
+
+
+def copy_to_host(state: Any) -> Any:
+    """A copy that stays as it is while training goes on: tensors in host memory, containers as dicts, lists, tuples."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, Mapping):
+        return {name: copy_to_host(value) for name, value in state.items()}
+    if type(state) in (list, tuple):
+        return type(state)(map(copy_to_host, state))
+    return deepcopy(state)
 
 
 def load_whole(module: nn.Module, optimizer: torch.optim.Optimizer, folder: Path) -> None:
-    """Reads what `save_whole` wrote."""
+    """Reads what `hold_whole` wrote."""
     state = torch.load(folder / STATE_NAME, map_location="cpu", weights_only=True)
     module.load_state_dict(state["module"])
     optimizer.load_state_dict(state["optimizer"])

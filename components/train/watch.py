@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from statistics import median_low
 from typing import TYPE_CHECKING
 
+from components.train.job import warn
 from components.train.order import epoch_order, micro_batch
 from components.train.spikes import LossWatch
 
@@ -34,6 +35,7 @@ class Watch:
         losses: Of all workers together.
         unseen: Steps, and this worker's mean losses in them, that were not looked at yet.
         spikes_told: Warnings given so far.
+        slow_before: The worker that was too slow in the round before.
         straggler_told: Whether a warning was given.
         sampling: Whether the next micro batch is timed; on a GPU each time costs a wait for it.
     """
@@ -41,6 +43,7 @@ class Watch:
     losses: LossWatch = field(default_factory=LossWatch)
     unseen: list[tuple[int, torch.Tensor]] = field(default_factory=list)
     spikes_told: int = 0
+    slow_before: int | None = None
     straggler_told: bool = False
     sampling: bool = True
 
@@ -71,8 +74,6 @@ def look_for_spikes(session: Session) -> None:
 
 def tell_spike(session: Session, step: int, losses: torch.Tensor, before: float) -> None:
     """Warns of a step with the rows of the worker whose loss was highest; after a few, the rest is only counted."""
-    from components.train.session import warn
-
     session.watch.spikes_told += 1
     if session.group.rank != 0 or session.watch.spikes_told > SPIKES_TOLD:
         return
@@ -113,7 +114,10 @@ def device_clock(device: str) -> float:
 
 
 def look_for_stragglers(session: Session) -> None:
-    """Warns once of a worker that takes much longer for its own part of a step; every rank calls it equally often."""
+    """Warns once of a worker that takes much longer for its own part of a step, in two rounds one after the other.
+
+    Every rank calls it equally often. What takes a core from a worker for a round is no property of that worker.
+    """
     import torch
 
     group = session.group
@@ -121,14 +125,13 @@ def look_for_stragglers(session: Session) -> None:
         return
     own = torch.tensor([session.meter.take_own_s()], dtype=torch.float64, device=group.device)
     times = group.gather(own).flatten().tolist()
-    slow = find_straggler(times)
-    if slow is None or session.watch.straggler_told:
+    slow, before = find_straggler(times), session.watch.slow_before
+    session.watch.slow_before = slow
+    if slow is None or slow != before or session.watch.straggler_told:
         return
     session.watch.straggler_told = True
     session.facts["straggler"] = slow
     if group.rank == slow:  # It alone knows where it runs.
-        from components.train.session import warn
-
         warn(
             session.worker,
             f"Worker {slow} on {socket.gethostname()} takes {times[slow] * 1000:.3g} ms for its part of a step, the "

@@ -52,6 +52,16 @@ def test_gradient_reaches_every_parameter(architecture):
     assert [name for name, value in module.named_parameters() if value.grad is None] == []
 
 
+@pytest.mark.parametrize(("architecture", "blocks"), [("vit", 1), ("bert", 1), ("gpt", 1), ("llama", 1), ("t5", 3)])
+def test_attention_is_torchs_fused_one(architecture, blocks, monkeypatch):
+    """A layer of T5 is one of the encoder, and one of the decoder with two attentions."""
+    kernel, calls = torch.nn.functional.scaled_dot_product_attention, []
+    count = lambda *values, **options: (calls.append(1), kernel(*values, **options))[1]  # noqa: E731
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", count)
+    tiny(architecture, num_hidden_layers=2)(**batch(architecture))
+    assert len(calls) == 2 * blocks
+
+
 @pytest.mark.parametrize("architecture", TEXT_ARCHITECTURES)
 def test_padding_does_not_change_the_answer(architecture):
     module, inputs = tiny(architecture).eval(), batch(architecture)
@@ -149,6 +159,14 @@ def test_pretrained_folder_gives_its_weights(tmp_path):
     module = tiny("vit", pretrained=str(tmp_path), hidden_size=32)  # the folder's own width wins
     for name, tensor in source.encoder.state_dict().items():
         assert torch.equal(module.encoder.state_dict()[name], tensor)
+
+
+def test_word_vectors_of_a_pretrained_bert_are_drawn_anew_for_the_data_s_own_words(tmp_path):
+    source = tiny("bert")
+    source.encoder.save_pretrained(tmp_path)
+    ours, theirs = tiny("bert", pretrained=str(tmp_path)).encoder.state_dict(), source.encoder.state_dict()
+    differing = {name for name, tensor in theirs.items() if not torch.equal(tensor, ours[name])}
+    assert differing == {"embeddings.word_embeddings.weight"}  # of as many words, but others
 
 
 def test_pretrained_pickle_is_refused(tmp_path):

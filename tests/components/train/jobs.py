@@ -21,8 +21,13 @@ MLP = {"architecture": "mlp", "hidden_sizes": [16]}
 
 
 def make_job(dataset: Artifact, folder: Path, model: Mapping[str, Any] = MLP, **train: Any) -> TrainJob:
-    """A job of 4 epochs of 8 steps in fp32; each folder has a key of its own."""
+    """A job of 4 epochs of 8 steps in fp32; each folder has a key of its own.
+
+    Sharded, it may get a second worker unless it says how many it has: DeepSpeed trains it, however many there are.
+    """
     values = {"epochs": 4, "global_batch_size": 32, "precision": "fp32", **train}
+    if values.get("zero", {}).get("stage") and "workers" not in values:
+        values.update(workers=2, min_workers=1)
     return TrainJob(
         task="image-classification",
         model=parse_model_config(model),

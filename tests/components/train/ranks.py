@@ -9,8 +9,13 @@ import multiprocessing
 import os
 import secrets
 import signal
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
+from multiprocessing.process import BaseProcess as Process
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +32,33 @@ def run_ranks(work: Work, job: TrainJob, world_size: int, folder: Path, stop_at:
         folder: Where they meet.
         stop_at: All are killed by SIGKILL right after the checkpoint of this epoch; 0 does the whole work.
     """
+    return join_ranks(start_ranks(work, job, world_size, folder, stop_at))
+
+
+def start_ranks(work: Work, job: TrainJob, world_size: int, folder: Path, stop_at: int = 0) -> list[Process]:
+    """The processes of `run_ranks`, just started."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.components.train.preload"])
     meeting = folder / f"meet-{secrets.token_hex(4)}"
     processes = [
-        context.Process(target=_run_rank, args=(work, job, meeting, rank, world_size, stop_at))
+        context.Process(target=run_rank, args=(work, job, meeting, rank, world_size, stop_at))
         for rank in range(world_size)
     ]
     for process in processes:
         process.start()
+    return list(processes)
+
+
+def join_ranks(processes: Sequence[Process], timeout_s: float | None = None) -> list[int]:
+    """Exit codes of all, when they have ended; what has not within `timeout_s` is killed and fails."""
+    deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
     for process in processes:
-        process.join()
+        process.join(None if deadline_s is None else max(0.0, deadline_s - time.monotonic()))
+    late = [rank for rank, process in enumerate(processes) if process.is_alive()]
+    for rank in late:
+        processes[rank].kill()
+        processes[rank].join()
+    assert not late, f"ranks {late} had not ended after {timeout_s} s"
     return [process.exitcode or 0 for process in processes]
 
 
@@ -54,7 +75,54 @@ def train_rank(job: TrainJob, worker: PairWorker) -> None:
     train(job, worker)
 
 
-def _run_rank(work: Work, job: TrainJob, meeting: Path, rank: int, world_size: int, stop_at: int) -> None:
+LEDGER_NAME = "steps.txt"
+STEP_S = 0.005
+"""What a step of `train_in_steps` takes longer: time for something to happen to it."""
+
+
+@dataclass
+class LedgerWorker(PairWorker):
+    """Writes down every step that is taken, as soon as it is."""
+
+    ledger: Path | None = None
+
+    def progress(self, step: int, total: int, metrics: Mapping[str, float]) -> None:
+        assert self.ledger is not None
+        with self.ledger.open("a") as handle:
+            handle.write(f"{step}\n")
+        time.sleep(STEP_S)
+
+
+def read_ledger(job: TrainJob) -> list[int]:
+    """Steps in the order in which they were taken, by all attempts."""
+    ledger = job.work_folder / LEDGER_NAME
+    return [int(line) for line in ledger.read_text().split()] if ledger.exists() else []
+
+
+def train_in_steps(job: TrainJob, worker: PairWorker) -> None:
+    """Trains with a ledger; what SIGTERM does is left as it is."""
+    from components.train import meter
+    from components.train.loop import train
+
+    meter.INTERVAL_S = 0.0
+    train(job, LedgerWorker(**vars(worker), ledger=job.work_folder / LEDGER_NAME))
+
+
+def train_till_asked(job: TrainJob, worker: PairWorker) -> None:
+    """As `python -m components.train`: a SIGTERM ends it with a checkpoint."""
+    from components.errors import PreemptedError
+    from components.train.preemption import note_sigterm, sigterm_asks
+
+    note_sigterm()
+    try:
+        # As the launcher of one worker does it, and as a worker of a group.
+        with sigterm_asks(job.work_folder) if worker.world_size == 1 else nullcontext():
+            train_in_steps(job, worker)
+    except PreemptedError as error:
+        sys.exit(error.exit_code)
+
+
+def run_rank(work: Work, job: TrainJob, meeting: Path, rank: int, world_size: int, stop_at: int) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world_size))
     import torch
     import torch.distributed as dist
@@ -72,7 +140,8 @@ def gather_state(job: TrainJob, worker: PairWorker) -> None:
     from safetensors.torch import save_file
 
     from components.train.loop import train_step
-    from components.train.session import open_session, save
+    from components.train.saving import save, settle
+    from components.train.session import open_session
 
     session = open_session(job, worker)
     folder = job.work_folder / "state"
@@ -88,21 +157,23 @@ def gather_state(job: TrainJob, worker: PairWorker) -> None:
             folder.mkdir(exist_ok=True)
             save_file(state, folder / f"{len(list(folder.iterdir()))}.safetensors")
     save(session)
-    session.engine.close()
+    settle(session)
+    session.close()
 
 
 def load_as_it_is(job: TrainJob, worker: PairWorker) -> None:
     """The checkpoint by DeepSpeed alone; ends well only if that is refused."""
     import pytest
 
-    from components.train import session
+    from components.train import resume
+    from components.train.session import Session, open_session
 
-    def load(opened: session.Session, folder: Path, world_size: int) -> None:
+    def load(opened: Session, folder: Path, world_size: int) -> None:
         opened.engine.load(folder)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Exception, match="not currently supported"):
-        patch.setattr(session, "restore_resharded", load)
-        session.open_session(job, worker)
+        patch.setattr(resume, "restore_resharded", load)
+        open_session(job, worker)
 
 
 def whole_state(engine: Any) -> dict[str, Any]:

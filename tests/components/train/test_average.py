@@ -46,7 +46,7 @@ def test_frozen_weights_are_not_averaged():
 def test_it_is_kept_in_a_file(tmp_path):
     average = WeightAverage(nn.Linear(2, 2), 0.9)
     average.update()
-    average.save(tmp_path / "average.safetensors")
+    average.hold_state(tmp_path / "average.safetensors", copy=False)()
     other = WeightAverage(nn.Linear(2, 2), 0.9)
     other.load(tmp_path / "average.safetensors")
     assert other.updates == 1

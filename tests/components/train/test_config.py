@@ -45,6 +45,12 @@ def test_a_range_that_cannot_be_is_one_sentence(values, said):
         load(values)
 
 
+def test_variables_are_those_of_the_network_between_workers():
+    assert load({"environment": {"NCCL_SOCKET_IFNAME": "eth0"}}).environment == {"NCCL_SOCKET_IFNAME": "eth0"}
+    with pytest.raises(SpecErrors, match="environment sets AWS_SECRET_ACCESS_KEY; it is for variables that begin with"):
+        load({"environment": {"AWS_SECRET_ACCESS_KEY": "x"}})
+
+
 def test_editors_are_told_of_both_forms():
     number, both = TrainConfig.model_json_schema()["properties"]["workers"]["anyOf"]
     assert number["type"] == "integer"

@@ -63,7 +63,8 @@ def test_only_rank_0_reports(tmp_path):
 
 def test_two_workers_train_as_a_ray_group(ray_session, digits, tmp_path):
     context = make_context(tmp_path, "train", debug=False)
-    job = make_job(digits, tmp_path / "work", workers=2, zero={"stage": 2}, epochs=2)
+    network = {"GLOO_SOCKET_IFNAME": "lo"}
+    job = make_job(digits, tmp_path / "work", workers=2, zero={"stage": 2}, epochs=2, environment=network)
     result = launch(job, context)
     assert (result.facts["workers"], result.facts["engine"]) == (2, "deepspeed")
     events = read_lines(context.run_folder / "events.jsonl")

@@ -33,7 +33,9 @@ def test_a_cpus_own_error_is_known():
 
 def test_it_is_answered_with_what_would_fit(digits, tmp_path, monkeypatch):
     exhaust(monkeypatch, torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"))
-    with pytest.raises(StageError, match=r"ran out of memory on cpu; it needs about .*; set train\.") as caught:
+    with pytest.raises(
+        StageError, match=r"ran out of memory on cpu \(at most .* in use\); it needs about .*; set train\."
+    ) as caught:
         train(make_job(digits, tmp_path, VIT, global_batch_size=128), FakeWorker())
     message = caught.value.message
     assert "train.gradient_accumulation_steps to" in message or "train.activation_checkpointing to true" in message

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from components.models.build import build_model, parse_model_config
 from components.models.folder import count_parameters, named_weights, stream_weights
@@ -19,6 +19,7 @@ from components.train.randomness import seed_everything
 from tests.components.train.jobs import FakeWorker, make_job
 
 INPUTS = {"vocab_size": 100, "max_length": 8, "pad_token_id": 0, "image_size": 8, "channels": 1}
+INPUTS |= {"max_target_length": 8, "eos_token_id": 1}
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 VIT = {"architecture": "vit", "patch_size": 4, "dropout": 0.0, **SIZES}
 
@@ -33,7 +34,7 @@ def settings():
     return EngineSettings(config, plan_placement(Hardware(0, 1), 1, "fp32"), "fp32", rank=0, world_size=1)
 
 
-@pytest.mark.parametrize("architecture", ["gpt", "llama", "vit", "bert"])
+@pytest.mark.parametrize("architecture", ["gpt", "llama", "vit", "bert", "t5"])
 def test_weights_are_those_of_a_network_made_whole(architecture, tmp_path):
     config = parse_model_config({"architecture": architecture, **SIZES})
     seed_everything(0, rank=0)
@@ -77,6 +78,27 @@ def test_pretrained_weights_are_read_shard_by_shard(digits, tmp_path):
     kept, whole = load_file(tmp_path / "weights.safetensors"), build_model(config, INPUTS, 10)
     read = {name: value for name, value in named_weights(whole).items() if name.startswith("encoder.")}
     assert read and all(torch.equal(kept[name], value) for name, value in read.items())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_pretrained_t5_is_read_shard_by_shard(tied, tmp_path):
+    """T5 1.1 has an output layer of its own, which is told by the weights alone."""
+    config = parse_model_config({"architecture": "t5", **SIZES})
+    build_model(config, INPUTS, 100).encoder_decoder.save_pretrained(tmp_path)
+    if not tied:
+        weights = load_file(tmp_path / "model.safetensors")
+        weights["lm_head.weight"] = torch.randn(100, 16)
+        save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    config = config.model_copy(update={"pretrained": str(tmp_path)})
+    with build_sharded(settings()):
+        module = build_model(config, INPUTS, 100)
+    engine = make_engine(module, settings())
+    engine.write_weights(tmp_path / "weights.safetensors")
+    engine.close()
+    kept, expected = load_file(tmp_path / "weights.safetensors"), named_weights(build_model(config, INPUTS, 100))
+    assert kept.keys() == expected.keys()
+    assert ("encoder_decoder.lm_head.weight" in kept) is not tied
+    assert all(torch.equal(kept[name], value) for name, value in expected.items())
 
 
 def test_streamed_weights_are_plain_safetensors(tmp_path):
