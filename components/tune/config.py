@@ -153,8 +153,6 @@ class TuneConfig(Config):
             raise ValueError("mlflow: only `search: bayesian` learns from past runs; leave mlflow out")
         if self.scheduler == "pbt" and (len(self.aims) > 1 or self.repeats or self.folds):
             raise ValueError("scheduler pbt goes with one metric and without repeats and folds")
-        if self.workers > 1 and self.folds:
-            raise ValueError("folds train on one worker each; set workers to 1, or leave folds out")
         if self.repeats and len(self.aims) > 1:
             raise ValueError("repeats compares one metric over seeds; name one metric, or leave repeats out")
 

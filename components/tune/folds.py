@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from components.artifacts.dataset import open_split, split_path
 from components.artifacts.local_store import write_durably
 from components.artifacts.manifest import MANIFEST_NAME
+from components.train.group import ALONE, Group
 from components.train.job import TrainJob, Worker
 
 if TYPE_CHECKING:
@@ -97,17 +98,16 @@ class FoldEnd(SystemExit):
 
 
 class FoldWorker:
-    """The worker of one fold; keeps the metrics of its best epoch, also over a kill."""
-
-    rank, world_size, local_rank = 0, 1, 0
+    """The worker of one fold; rank 0 keeps the metrics of its best epoch, also over a kill."""
 
     def __init__(self, worker: Worker, epochs: int, metric: str, sign: int, notes: Path) -> None:
+        self.rank, self.world_size, self.local_rank = worker.rank, worker.world_size, worker.local_rank
         self.progress = worker.progress
         self.epochs, self.metric, self.sign, self.notes = epochs, metric, sign, notes
-        self.best: Metrics = json.loads(notes.read_text()) if notes.exists() else {}
+        self.best: Metrics = json.loads(notes.read_text()) if self.rank == 0 and notes.exists() else {}
 
     def report(self, epoch: int, metrics: Mapping[str, float]) -> None:
-        if not self.best or self.sign * metrics[self.metric] > self.sign * self.best[self.metric]:
+        if self.rank == 0 and (not self.best or self.sign * metrics[self.metric] > self.sign * self.best[self.metric]):
             self.best = {name: float(value) for name, value in metrics.items()}
             write_durably(self.notes, json.dumps(self.best))
         if epoch >= self.epochs:
@@ -122,23 +122,36 @@ def cross_validate(
     metric: str,
     sign: int,
     train: Callable[[TrainJob, Worker], object],
+    group: Group = ALONE,
 ) -> None:
     """Trains every fold and reports the mean over those that are done after each; a finished fold is not trained again.
+
+    Every worker of a sharded trial calls it; what is on the disk is rank 0's to read and write.
 
     Args:
         epochs: Most epochs of a fold.
         metric, sign: Decide which epoch of a fold is its best; sign is 1 if more is better, else -1.
+        group: The workers of a sharded trial.
     """
     scores: list[Metrics] = []
     for index, dataset in enumerate(folds):
         record = job.work_folder / f"fold-{index}.json"
-        if not record.exists():
+        score = group.broadcast(_read_score(record, worker))
+        if score is None:
             fold_worker = FoldWorker(worker, epochs, metric, sign, record.with_suffix(".best"))
             place = job.work_folder / f"fold-{index}"
             with suppress(FoldEnd):
                 train(replace(job, dataset=dataset, work_folder=place), fold_worker)
-            fold_worker.notes.rename(record)
-            shutil.rmtree(place, ignore_errors=True)
-        scores.append(json.loads(record.read_text()))
+            # Nobody may still be in its folder when rank 0 removes it.
+            group.barrier()
+            if worker.rank == 0:
+                fold_worker.notes.rename(record)
+                shutil.rmtree(place, ignore_errors=True)
+            score = group.broadcast(_read_score(record, worker))
+        scores.append(score)
         means = {name: sum(score[name] for score in scores) / len(scores) for name in scores[0]}
         worker.report(index + 1, means)
+
+
+def _read_score(record: Path, worker: Worker) -> Metrics | None:
+    return json.loads(record.read_text()) if worker.rank == 0 and record.exists() else None

@@ -27,7 +27,7 @@ from components.train.group import Group
 from components.train.launch import cluster_hardware, resources, wait_for_room
 from components.tune.runners import deliver, remove_checkpoints
 from components.tune.sweep import Sweep
-from components.tune.trial import TrainFunction, TrialSettings, TrialStopped, measure
+from components.tune.trial import TrainFunction, TrialSettings, TrialStopped, measure, train_whole
 
 TAKE_WAIT_S = 1.0
 IDLE_WAIT_S = 0.3
@@ -212,15 +212,17 @@ def _dismiss(mailbox: Any, groups: Groups) -> None:
 def hold_group(mailbox: Any, number: int, settings: TrialSettings, train: TrainFunction, placement: Placement) -> None:
     """A Ray task: one standing group, until the sweep has nothing more for it or one of its workers fails."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
     from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
-    trainer = TorchTrainer(
+    from components.train.process_group import TorchGroup
+
+    trainer = DataParallelTrainer(
         serve_trials,
         train_loop_config={
             "mailbox": mailbox, "group": number, "settings": settings, "train": train, "device": placement.device
         },
-        torch_config=TorchConfig(backend=placement.backend),
+        backend_config=TorchGroup(placement.backend),
         scaling_config=ScalingConfig(
             num_workers=settings.workers,
             use_gpu=placement.gpus_per_worker > 0,
@@ -229,6 +231,7 @@ def hold_group(mailbox: Any, number: int, settings: TrialSettings, train: TrainF
         run_config=RunConfig(
             name=f"group-{number}",
             storage_path=str(settings.work_folder / "ray"),
+            worker_runtime_env={"env_vars": environment} if (environment := settings.train.environment) else {},
             failure_config=FailureConfig(max_failures=0),
         ),
     )  # fmt: skip
@@ -274,7 +277,7 @@ def run_sharded_trial(
     Path(job.work_folder).mkdir(parents=True, exist_ok=True)
     if settings.measures and worker.rank == 0:
         worker.tell({"state": "measured", "metrics": measure(job, settings.measures)})
-    train(job, worker)
+    train_whole(settings, job, worker, train, worker.group)
     if worker.rank == 0:
         worker.tell({"state": "finished"})
 

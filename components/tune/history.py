@@ -28,7 +28,15 @@ from components.tune.sweep import SweepPlan
 
 FREE_TO_CHANGE = ("trials", "concurrency", "retries", "warm_start", "mlflow")
 """Fields of `tune` that do not change what is asked."""
-NOT_COMPARED = ("workers", "zero", "keep_checkpoints", "checkpoint_every_epochs", "checkpoint_every_steps")
+NOT_COMPARED = (
+    "workers",
+    "zero",
+    "environment",
+    "keep_checkpoints",
+    "checkpoint_every_epochs",
+    "checkpoint_every_steps",
+    "checkpoint_in_background",
+)
 """Fields of `train` that do not change what a trial comes to."""
 _MODEL: TypeAdapter[Any] = TypeAdapter(ModelConfig)
 

@@ -29,6 +29,11 @@ class Journal:
         owner: Digest of what was searched how: records of another sweep are refused.
         about: Kept in the first record, so that the journal alone tells what its sweep was.
         begin: Records of earlier sweeps that a new journal begins with.
+
+    Attributes:
+        is_new: Whether no earlier start of this sweep left anything.
+        count: Records by now.
+        last: The newest of them.
     """
 
     def __init__(
@@ -37,26 +42,32 @@ class Journal:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         cut_torn_line(path)
-        self.records = read_records(path)
-        self.is_new = not self.records
-        """Whether no earlier start of this sweep left anything."""
+        records = self.read()
+        self.is_new = not records
         if self.is_new:
             self._begin({"kind": "sweep", "owner": owner, "about": dict(about or {}), "time": time.time()}, begin)
-        elif self.records[0].get("owner") != owner:
+            records = self.read()
+        elif records[0].get("owner") != owner:
             raise StageError(f"{path} belongs to another sweep; remove that folder, or run with --fresh to start anew.")
+        # Not all of them: a sweep of many trials would hold each twice.
+        self.count, self.last = len(records), records[-1]
 
     def _begin(self, first: Record, more: Sequence[Record]) -> None:
         """Writes the first records, all of them or none."""
-        self.records = [json.loads(json.dumps(record, default=str)) for record in (first, *more)]
-        lines = [json.dumps({**record, "check": check_sum(record)}, separators=(",", ":")) for record in self.records]
+        records = [json.loads(json.dumps(record, default=str)) for record in (first, *more)]
+        lines = [json.dumps({**record, "check": check_sum(record)}, separators=(",", ":")) for record in records]
         write_durably(self.path, "\n".join(lines) + "\n")
+
+    def read(self) -> list[Record]:
+        """All records by now, from the disk."""
+        return read_records(self.path)
 
     def append(self, kind: str, **values: Any) -> Record:
         """Writes one record and waits until it is on the disk."""
         # Through JSON at once, so that what is used now equals what a restart will read.
         record = json.loads(json.dumps({"kind": kind, **values, "time": time.time()}, default=str))
         append_line(self.path, {**record, "check": check_sum(record)}, durable=True)
-        self.records.append(record)
+        self.count, self.last = self.count + 1, record
         return record
 
     def set_aside(self) -> None:

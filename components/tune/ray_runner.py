@@ -69,9 +69,9 @@ def run_on_ray(
     slots = plan_slots(*cluster_size(), concurrency, sweep.total)
     remove_checkpoints(sweep, settings)
     while sweep.ended < sweep.total:
-        records = len(sweep.journal.records)
+        records = sweep.journal.count
         _run_tune(sweep, settings, train, slots, warn)
-        if len(sweep.journal.records) == records:
+        if sweep.journal.count == records:
             left = sweep.total - sweep.ended
             raise StageError(f"Ray Tune ended with {left} trials left and said no reason; look into the stage's log.")
         sweep.requeue()

@@ -57,7 +57,7 @@ class SweepFacts:
         return cls(**{**known, "aims": tuple(Aim(**aim) for aim in values["aims"])})
 
 
-@dataclass
+@dataclass(slots=True)
 class Trial:
     """One configuration and what became of it.
 

@@ -83,7 +83,7 @@ class Sweep(SweepState):
         super().__init__(plan.facts)
         self.plan, self.journal, self.listener, self.inherit = plan, journal, listener, inherit
         self.stop_rule = make_stop_rule(plan.tune, plan.epochs, self.facts.mode)
-        for record in journal.records:
+        for record in journal.read():
             self._replay(record)
         self.to_resume: list[int] = []
         self.requeue()
@@ -92,7 +92,7 @@ class Sweep(SweepState):
     def retell(self) -> None:
         """Tells the last record again: its writer may have been killed before it could. Twice is better than never."""
         if self.trials:
-            self._tell(self.journal.records[-1])
+            self._tell(self.journal.last)
 
     @property
     def running(self) -> int:

@@ -11,6 +11,7 @@ from typing import Any
 from components.errors import PenstockError, as_disk_full
 from components.models.config import ModelConfig
 from components.train.config import TrainConfig
+from components.train.group import ALONE, Group
 from components.train.job import TrainJob, TrainResult, Worker
 from components.tune.fields import apply_config
 from components.tune.leftovers import leftovers_ended
@@ -122,10 +123,7 @@ def run_trial(
         if settings.measures:
             send({"state": "measured", "metrics": measure(job, settings.measures)})
         with leftovers_ended():
-            if settings.folds:
-                train_folds(settings, job, TrialWorker(send), train)
-            else:
-                train(job, TrialWorker(send))
+            train_whole(settings, job, TrialWorker(send), train)
     except TrialStopped:
         raise
     except (Exception, SystemExit) as error:  # noqa: BLE001 - recorded with its trial; the others go on
@@ -134,10 +132,16 @@ def run_trial(
         send({"state": "finished"})
 
 
-def train_folds(settings: TrialSettings, job: TrainJob, worker: Worker, train: TrainFunction) -> None:
+def train_whole(
+    settings: TrialSettings, job: TrainJob, worker: Worker, train: TrainFunction, group: Group = ALONE
+) -> None:
+    """The training of a trial: one, or one for each fold."""
+    if not settings.folds:
+        train(job, worker)
+        return
     from components.tune.folds import cross_validate
 
-    cross_validate(job, worker, settings.folds, settings.epochs, settings.metric, settings.sign, train)
+    cross_validate(job, worker, settings.folds, settings.epochs, settings.metric, settings.sign, train, group)
 
 
 def measure(job: TrainJob, wanted: tuple[str, ...]) -> dict[str, float]:

@@ -14,6 +14,7 @@ import pytest
 from components.context import read_lines
 from components.tracking.client import make_client
 from pipelines.cli import main
+from pipelines.processes import free_port
 from pipelines.run_folder import RunFolder
 from pipelines.spec import load_spec
 from tests.mlflow_server import mlflow_server
@@ -144,6 +145,16 @@ def test_runs_of_a_live_mlflow_server_are_told_and_the_sweep_is_tracked_there(pe
         assert {"tune/0", "tune/1"} <= {data.tags["penstock.path"] for data in tracked.values()}
         (best,) = [data for data in tracked.values() if data.tags["penstock.path"] == "tune/0"]
         assert best.metrics["accuracy"] == shown["trials"][0]["metrics"]["accuracy"]
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_past_runs_of_a_silent_mlflow_are_refused_before_anything_starts(penstock, monkeypatch, offline):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{free_port()}")
+    runs = {path.name for path in (penstock.home / "runs").glob("*-*")}
+    told = penstock.run("silent", offline, search="bayesian", mlflow={"experiment": "old-sweep"})
+    assert penstock.exit_code == 2 and told["error"]["field"] == "tune.mlflow"
+    assert re.search(r"MLflow at http://127.* does not answer \(.*\); start it, or leave", told["error"]["message"])
+    assert {path.name for path in (penstock.home / "runs").glob("*-*")} == runs
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from functools import partial
 
 import pytest
@@ -61,7 +62,7 @@ def test_extended_by_a_delta_a_sweep_runs_exactly_that_and_equals_the_longer_one
     assert can_extend(short, about(trials=7, **tune))
     extended = run_sweep(tmp_path / "extended", begin=records_to_extend(short), trials=7, **tune)
     whole = run_sweep(tmp_path / "whole", trials=7, **tune)
-    assert [vars(trial) | TIMES for trial in extended.in_order()] == [vars(t) | TIMES for t in whole.in_order()]
+    assert [asdict(t) | TIMES for t in extended.in_order()] == [asdict(t) | TIMES for t in whole.in_order()]
     trained = {line.split()[0] for line in (tmp_path / "extended" / "ledger.txt").read_text().splitlines()}
     assert trained == {"004", "005", "006"}
 

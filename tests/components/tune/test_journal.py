@@ -18,16 +18,16 @@ def written(path, lines=3):
 def test_records_read_back_as_they_were_used(tmp_path):
     journal = written(tmp_path / "trials.jsonl")
     journal.append("suggest", trial=3, config={"x": (1, 2)})
-    assert Journal(journal.path, "owner").records == journal.records
+    assert Journal(journal.path, "owner").read() == journal.read()
 
 
 def test_a_torn_last_line_is_cut_off_and_the_next_one_is_whole(tmp_path):
     path = written(tmp_path / "trials.jsonl").path
     path.write_bytes(path.read_bytes()[:-7])
     journal = Journal(path, "owner")
-    assert [record.get("trial") for record in journal.records] == [None, 0, 1]
+    assert [record.get("trial") for record in journal.read()] == [None, 0, 1]
     journal.append("suggest", trial=2, config={})
-    assert Journal(path, "owner").records == journal.records
+    assert Journal(path, "owner").read() == journal.read()
 
 
 def test_another_sweeps_journal_is_refused(tmp_path):
@@ -39,5 +39,5 @@ def test_another_sweeps_journal_is_refused(tmp_path):
 def test_a_journal_set_aside_starts_anew_and_stays_readable(tmp_path):
     journal = written(tmp_path / "trials.jsonl")
     journal.set_aside()
-    assert len(Journal(journal.path, "owner").records) == 1
+    assert len(Journal(journal.path, "owner").read()) == 1
     assert len(list(tmp_path.glob("trials.*.failed.jsonl"))) == 1

@@ -254,7 +254,7 @@ def test_a_population_in_any_order_of_reports_decides_the_same(tmp_path):
                 epoch = max(trial.reports, default=0) + 1
                 while sweep.report(trial.number, epoch, {"accuracy": 1 / (trial.number + epoch)}):
                     epoch += 1
-        records.append([record["exploits"] for record in sweep.journal.records if record["kind"] == "generation"])
+        records.append([record["exploits"] for record in sweep.journal.read() if record["kind"] == "generation"])
     assert records[0] == records[1] and len(records[0]) == 1
 
 
