@@ -51,6 +51,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_predict(add("predict", "ask an endpoint, or a model over files"))
     _add_tune(add("tune", "read, extend and report sweeps"), shared)
     add("runs", "list the runs under PENSTOCK_HOME")
+    sync = add("sync", "send MLflow the metrics that wait for it, and how their runs ended")
+    sync.add_argument("run", nargs="?", help="only this run")
     stop = add("stop", "end the endpoints and the Ray of this PENSTOCK_HOME, or one run")
     stop.add_argument("run", nargs="?", help="the run to end")
     return parser
@@ -68,6 +70,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--until", metavar="STAGE", help="stop after this stage")
     parser.add_argument("--fresh", action="store_true", help="start anew, whatever the cache holds")
     parser.add_argument("--resume", metavar="RUN", help="continue this run; refuse if anything changed")
+    parser.add_argument("--accept-changes", action="store_true", help="with --resume: go on although it changed")
     parser.add_argument("--offline", action="store_true", help="keep tracking in a local spool; do not ask MLflow")
     parser.add_argument("--debug", action="store_true", help="run all stages in this process")
 
@@ -79,6 +82,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpu", metavar="NAME", help="kind of GPU: A100, H100, H200, ...")
     parser.add_argument("--gpu-memory", metavar="SIZE", help="memory of each GPU, e.g. 80GiB")
     parser.add_argument("--host-memory", metavar="SIZE", help="memory of each machine, e.g. 2TiB")
+    parser.add_argument("--nvme", metavar="SIZE", help="room on each machine's disk for what is offloaded, e.g. 4TiB")
     parser.add_argument("--peak-tflops", type=float, metavar="X", help="peak of each GPU in bf16")
     parser.add_argument("--mfu", type=float, metavar="SHARE", help="share of the peak that is reached (default: 0.4)")
     parser.add_argument("--price", type=float, metavar="P", help="price of a GPU per hour")

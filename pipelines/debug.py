@@ -11,7 +11,6 @@ from pipelines.ray_cluster import compute_environment, connect_environment
 from pipelines.run_folder import RunFolder
 from pipelines.runner import planned
 from pipelines.stages import inputs_json
-from pipelines.tracking import TrackingThread
 from pipelines.worker import CHAMPION, REFUSED, run_stage, verdict
 
 NEED_RAY = ("tune", "deploy")
@@ -25,24 +24,17 @@ def run_in_process(folder: RunFolder, tick: Callable[[], None]) -> None:
     """
     facts = folder.facts()
     os.environ.update(compute_environment())
-    tracking = TrackingThread(folder)
-    tracking.start()
     outputs: dict[str, str] = {}
-    status = "failed"
-    try:
-        for plan in planned(folder, facts):
-            if plan.name == "register" and _verdict(outputs["evaluate"]) == REFUSED:
-                break
-            if plan.name == "deploy" and _verdict(outputs["evaluate"]) != CHAMPION:
-                break
-            if plan.name in NEED_RAY:
-                connect_environment(Path(facts.home))
-            inputs = inputs_json(plan, outputs)
-            outputs[plan.name] = run_stage(folder, plan.name, plan.config, inputs, facts.code).ref.to_json()
-            tick()
-        status = "done"
-    finally:
-        tracking.stop(status)
+    for plan in planned(folder, facts):
+        if plan.name == "register" and _verdict(outputs["evaluate"]) == REFUSED:
+            break
+        if plan.name == "deploy" and _verdict(outputs["evaluate"]) != CHAMPION:
+            break
+        if plan.name in NEED_RAY:
+            connect_environment(Path(facts.home))
+        inputs = inputs_json(plan, outputs)
+        outputs[plan.name] = run_stage(folder, plan.name, plan.config, inputs, facts.code).ref.to_json()
+        tick()
 
 
 def _verdict(evaluation: str) -> str:

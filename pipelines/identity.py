@@ -18,12 +18,17 @@ DECIDING_LIBRARIES = ("torch", "ray", "deepspeed", "transformers", "tokenizers",
 def code_digest() -> str:
     """SHA-256 over our source files and the versions of the libraries that decide results: a changed working tree
     can then never be answered with a cached result of the old one."""
-    hasher = hashlib.sha256()
-    for path in sorted([*ROOT.glob("pipelines/**/*.py"), *ROOT.glob("components/**/*.py")]):
-        hasher.update(f"{path.relative_to(ROOT)}\0".encode() + path.read_bytes() + b"\0")
-    for library in DECIDING_LIBRARIES:
-        hasher.update(f"{library}=={_version(library)}\n".encode())
-    return hasher.hexdigest()
+    return hashlib.sha256(json.dumps(code_facts(), sort_keys=True).encode()).hexdigest()
+
+
+@cache
+def code_facts() -> dict[str, dict[str, str]]:
+    """{"files": SHA-256 by path, "libraries": version by name}: what `code_digest` is made of."""
+    paths = sorted([*ROOT.glob("pipelines/**/*.py"), *ROOT.glob("components/**/*.py")])
+    return {
+        "files": {str(path.relative_to(ROOT)): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths},
+        "libraries": {library: _version(library) for library in DECIDING_LIBRARIES},
+    }
 
 
 def _version(library: str) -> str:

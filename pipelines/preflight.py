@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.errors import PenstockError
+from components.errors import PenstockError, SpecError
+from components.tasks import get_task
+from components.tasks.tokenizers import BUILT
+from components.train.session import SEQ_LEN
 from pipelines.spec import LoadedSpec, Spec, load_spec
 from pipelines.spec_errors import SpecErrors
 
@@ -37,9 +40,26 @@ def check_data(loaded: LoadedSpec) -> None:
     """
     from components.data.preflight import check_source
 
-    errors = check_source(loaded.spec.task, loaded.spec.data)
+    spec = loaded.spec
+    seq_len = (spec.train.seq_len or SEQ_LEN) if get_task(spec.task).packed else None
+    errors = check_source(spec.task, spec.data, seq_len=seq_len)
+    errors += weight_errors(spec, seq_len, tokens=not errors)
     if errors:
         raise SpecErrors(errors)
+
+
+def weight_errors(spec: Spec, seq_len: int | None, tokens: bool) -> list[SpecError]:
+    """Why the weights that `model.pretrained` names do not fit the architecture or, if `tokens`, the tokenizer."""
+    from components.models.pretrained import check_pretrained, check_tokenizer
+
+    if spec.model.pretrained is None:
+        return []
+    task = get_task(spec.task)
+    longest = seq_len or (spec.data.text.max_length if task.modality == "text" else None)
+    error = check_pretrained(spec.model, longest)
+    if error is None and tokens and task.generative and spec.data.text.tokenizer not in BUILT:
+        error = check_tokenizer(spec.model, spec.data.text.tokenizer)
+    return [] if error is None else [error]
 
 
 def check_machine(loaded: LoadedSpec) -> None:
@@ -58,20 +78,21 @@ def check_machine(loaded: LoadedSpec) -> None:
 
 
 def check_memory(loaded: LoadedSpec) -> None:
-    """Refuses a training that cannot fit this machine; what another cluster has is not known here.
+    """Refuses a training that cannot fit this machine, or its disk; what another cluster has is not known here.
 
     Raises:
         SpecError: What is needed, what is there, and what to change.
     """
     if os.environ.get("RAY_ADDRESS"):
         return
-    from pipelines.plan import memory_error
+    from pipelines.plan import memory_error, nvme_error
 
     raise_if(memory_error(loaded.spec))
+    raise_if(nvme_error(loaded.spec))
 
 
-def check_services(folder: RunFolder, options: RunOptions) -> dict[str, str] | None:
-    """Checks MLflow and the endpoint's port; returns the reigning champion as {"uri", "digest"}, if any.
+def check_services(folder: RunFolder, options: RunOptions) -> None:
+    """Checks the endpoint's port and MLflow, without importing it.
 
     Raises:
         UnavailableError: If MLflow does not answer and the run is not `--offline`.
@@ -84,12 +105,10 @@ def check_services(folder: RunFolder, options: RunOptions) -> dict[str, str] | N
         from components.serve.deploy import check_port
 
         check_port(spec.deploy.host, spec.deploy.port, home)
-    if options.offline:
-        return None
-    from components.tracking.client import check_tracking
+    if not options.offline:
+        from components.tracking.client import check_tracking
 
-    raise_if(check_tracking(facts.tracking_uri))
-    return reigning_champion(spec, facts.tracking_uri) if spec.registry is not None else None
+        raise_if(check_tracking(facts.tracking_uri))
 
 
 def raise_if(error: PenstockError | None) -> None:
@@ -97,9 +116,13 @@ def raise_if(error: PenstockError | None) -> None:
         raise error
 
 
-def reigning_champion(spec: Spec, tracking_uri: str) -> dict[str, str] | None:
-    """The champion of this model's name."""
+def reigning_champion(folder: RunFolder) -> dict[str, str] | None:
+    """The champion of this run's model name as {"uri", "digest"}; None without one, or where nothing is registered."""
     from components.tracking.registry import get_champion
 
-    champion = get_champion(spec.model_name, tracking_uri)
+    facts = folder.facts()
+    spec = Spec.model_validate_json((folder.path / "spec.json").read_text())
+    if spec.registry is None:
+        return None
+    champion = get_champion(spec.model_name, facts.tracking_uri)
     return {"uri": champion["uri"], "digest": champion["digest"]} if champion else None

@@ -64,10 +64,17 @@ def record_path(home: Path) -> Path:
     return ray_folder(home) / "record.json"
 
 
+def keeper_log(home: Path) -> Path:
+    """What the keeper and Ray's own start printed."""
+    return ray_folder(home) / "keeper.log"
+
+
 def read_record(home: Path) -> RayCluster | None:
     """The cluster recorded under `home`, running or not."""
-    path = record_path(home)
-    return RayCluster(**json.loads(path.read_text())) if path.exists() else None
+    try:
+        return RayCluster(**json.loads(record_path(home).read_text()))
+    except FileNotFoundError:
+        return None
 
 
 def write_record(home: Path, cluster: RayCluster) -> None:
@@ -124,8 +131,8 @@ def client_environment(home: Path) -> dict[str, str]:
         "RAY_DEDUP_LOGS": "0",
         "RAY_COLOR_PREFIX": "0",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.1",
-        # A local head that died never comes back at its address; Ray would wait for it for a minute.
-        "RAY_gcs_rpc_server_reconnect_timeout_s": "20",
+        # How long a driver waits for the raylet, which `ray start` starts last: over a minute where much else runs.
+        "RAY_gcs_server_request_timeout_seconds": "150",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
         "RAY_AIR_NEW_OUTPUT": "0",
@@ -174,20 +181,30 @@ def lease(home: Path) -> Iterator[None]:
         lock.release()
 
 
-def connect_environment(home: Path) -> None:
+def connect_environment(home: Path) -> RayCluster | None:
     """Puts the address of a running Ray into `RAY_ADDRESS`: the one it names, or the local one, started if need be.
 
     Called before every stage that needs Ray, so that a local Ray that died meanwhile is replaced, not waited for.
+
+    Returns:
+        The local one; None if `RAY_ADDRESS` names another.
 
     Raises:
         SpecError: If another machine's Ray is named and its token is not on.
     """
     if os.environ.get("RAY_ADDRESS") and not os.environ.get(LOCAL_VARIABLE):
         refuse_open_cluster(os.environ["RAY_ADDRESS"], os.environ.get("RAY_AUTH_MODE"))
-        return
+        return None
     os.environ.update(client_environment(home))
-    os.environ["RAY_ADDRESS"] = ensure_ray(home).address
+    cluster = ensure_ray(home)
+    os.environ["RAY_ADDRESS"] = cluster.address
     os.environ[LOCAL_VARIABLE] = "1"
+    return cluster
+
+
+def has_died(home: Path, cluster: RayCluster) -> bool:
+    """Whether the local Ray is gone: its keeper ended, or saw Ray end and took its record away."""
+    return not cluster.alive() or read_record(home) != cluster
 
 
 def refuse_open_cluster(address: str, auth_mode: str | None) -> None:
@@ -225,7 +242,7 @@ def ensure_ray(home: Path) -> RayCluster:
 
 
 def _start(home: Path) -> RayCluster:
-    log = ray_folder(home) / "keeper.log"
+    log = keeper_log(home)
     environment = {**os.environ, **server_environment(home)}
     environment.pop("RAY_ADDRESS", None)
     with log.open("wb") as output:

@@ -46,6 +46,7 @@ def build_result(folder: RunFolder, status: str) -> dict[str, Any]:
         "spec_sha256": facts.spec_sha256,
         "code_version": facts.code_version,
         "run_folder": str(folder.path),
+        "accepted_changes": [change for one in facts.accepted for change in one["changes"]],
         "stages": stages_of(folder, artifacts, "stopped" if status == "stopped" else "failed"),
         "sweep": _sweep(artifacts.get("tune")),
         "model": _model(artifacts.get("train"), metrics),
@@ -74,24 +75,16 @@ def stages_of(folder: RunFolder, artifacts: Mapping[str, Artifact], open_status:
     Args:
         open_status: What became of a stage that began and did not end.
     """
-    events = folder.events()
-    attempt = max((index for index, event in enumerate(events) if event["kind"] == "attempt"), default=0)
-    seconds: dict[str, float] = {}
-    begun: set[str] = set()
-    for event in events[attempt:]:
-        if event["kind"] == "begin":
-            begun.add(event["stage"])
-        if event["kind"] == "end":
-            seconds[event["stage"]] = event["metrics"]["seconds"]
-    stages = {}
+    begun, stages = folder.begun_stages(), {}
     for plan in planned(folder, folder.facts()):
         artifact = artifacts.get(plan.name)
         cached = artifact is not None and plan.name not in begun
-        left_open = plan.name in begun and plan.name not in seconds
+        seconds = begun.get(plan.name)
+        left_open = plan.name in begun and seconds is None
         status = "done" if artifact else open_status if left_open else "skipped"
         stages[plan.name] = {
             "status": status,
-            "seconds": round(seconds.get(plan.name, 0.0), 3) if artifact else None,
+            "seconds": round(seconds or 0.0, 3) if artifact else None,
             "cached": cached,
             "artifact": artifact.uri if artifact else None,
         }

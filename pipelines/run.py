@@ -18,16 +18,19 @@ from pathlib import Path
 from typing import Any
 
 from components.context import end_torn_line, parse_lines
-from components.errors import ArtifactError, BusyError, DataError, PenstockError, SpecError
+from components.errors import ArtifactError, BusyError, DataError, PenstockError, PreemptedError
+from pipelines.changes import accept_changes, changes_since, refuse_changes, tell_left_behind, write_code
 from pipelines.identity import code_digest, code_version, run_identity
 from pipelines.processes import FileLock
 from pipelines.ray_cluster import lease
-from pipelines.run_folder import OWNER_VARIABLE, RunFacts, RunFolder, find_run, runs_folder
+from pipelines.run_folder import OWNER_VARIABLE, RunFacts, RunFolder, find_run, list_runs, runs_folder
 from pipelines.spec import LoadedSpec, Spec
+from pipelines.tracking import carried
 
 ID_DIGITS = 10
 POLL_S = 0.2
-TERMINATE_WAIT_S = 10.0
+TERMINATE_WAIT_S = 24.0
+"""A training writes its checkpoint first; a cluster that sends SIGTERM waits 30 s."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class RunOptions:
     until: str | None = None
     fresh: bool = False
     resume: str | None = None
+    accept_changes: bool = False
     offline: bool = False
     debug: bool = False
 
@@ -81,7 +85,7 @@ def prepare(loaded: LoadedSpec, options: RunOptions, home: Path) -> RunFolder:
 
     Raises:
         SpecErrors: If the data is not what the spec says.
-        SpecError: If `--resume` names a run that differs from the spec now; says in what.
+        SpecError: If `--resume` names a run that differs from the spec now, and not `--accept-changes`; says in what.
     """
     from pipelines.preflight import check_data, check_machine, check_memory
 
@@ -89,9 +93,7 @@ def prepare(loaded: LoadedSpec, options: RunOptions, home: Path) -> RunFolder:
     source = digest_of(loaded, home)
     identity = run_identity(spec.canonical_json(), source, options.until)
     if options.resume is not None:
-        folder = find_run(home, options.resume)
-        refuse_changes(folder, spec, source, identity)
-        return folder
+        return _resume(find_run(home, options.resume), loaded, source, identity, options)
     if options.fresh or _newest_of(home, identity) is None:
         check_data(loaded)
         check_machine(loaded)
@@ -102,9 +104,31 @@ def prepare(loaded: LoadedSpec, options: RunOptions, home: Path) -> RunFolder:
         raise BusyError(f"Process {making.holder()} is starting a run in {home} and does not go on; end it.")
     try:
         existing = None if options.fresh else _newest_of(home, identity)
-        return existing or _create(home, spec, source, identity, options)
+        if existing is not None:
+            return existing
+        folder = _create(home, spec, source, identity, options)
+        told = None if options.fresh else tell_left_behind(home, folder, spec, source, options.until)
+        if told is not None:
+            folder.context("run", folder.path).warn(told)
+        return folder
     finally:
         making.release()
+
+
+def _resume(folder: RunFolder, loaded: LoadedSpec, source: str, identity: str, options: RunOptions) -> RunFolder:
+    """The run that `--resume` names, if it is of this spec, data and code or is to be from now on."""
+    from pipelines.preflight import check_data, check_machine, check_memory
+
+    if folder.facts().identity == identity:
+        return folder
+    if not options.accept_changes:
+        refuse_changes(folder, changes_since(folder, loaded.spec, source, options.until))
+    check_data(loaded)
+    check_machine(loaded)
+    check_memory(loaded)
+    with owned(folder):
+        accept_changes(folder, loaded.spec, source, identity, options.until)
+    return folder
 
 
 def digest_of(loaded: LoadedSpec, home: Path) -> str:
@@ -121,21 +145,30 @@ def digest_of(loaded: LoadedSpec, home: Path) -> str:
 
 
 def _newest_of(home: Path, identity: str) -> RunFolder | None:
-    """The latest run of this identity: `NAME-DIGEST`, or `NAME-DIGEST-N` after `--fresh`."""
-    pattern = f"*-{identity[:ID_DIGITS]}*"
-    folders = [RunFolder(path) for path in runs_folder(home).glob(pattern) if (path / "run.json").exists()]
-    same = [folder for folder in folders if folder.facts().identity == identity]
+    """The latest run of this identity: `NAME-DIGEST`, or `NAME-DIGEST-N` after `--fresh`.
+
+    One that got it by `--accept-changes` has the digits of another one and counts where there is no such run.
+    """
+    same = [folder for folder in list_runs(home) if folder.facts().identity == identity]
     return max(same, key=lambda folder: _attempt_of(folder.run_id, identity), default=None)
 
 
 def _attempt_of(run_id: str, identity: str) -> int:
-    return int(run_id.rpartition(identity[:ID_DIGITS])[2].lstrip("-") or 1)
+    _, digits, number = run_id.rpartition(identity[:ID_DIGITS])
+    return int(number.lstrip("-") or 1) if digits else 0
+
+
+def _run_id(spec: Spec, identity: str, attempt: int) -> str:
+    return f"{spec.name}-{identity[:ID_DIGITS]}" + (f"-{attempt}" if attempt > 1 else "")
 
 
 def _create(home: Path, spec: Spec, source: str, identity: str, options: RunOptions) -> RunFolder:
     latest = _newest_of(home, identity)
     attempt = _attempt_of(latest.run_id, identity) + 1 if latest else 1
-    run_id = f"{spec.name}-{identity[:ID_DIGITS]}" + (f"-{attempt}" if attempt > 1 else "")
+    # A run that is another one by now, by --accept-changes, keeps its name.
+    while (runs_folder(home) / _run_id(spec, identity, attempt) / "run.json").exists():
+        attempt += 1
+    run_id = _run_id(spec, identity, attempt)
     facts = RunFacts(
         run_id=run_id,
         identity=identity,
@@ -157,34 +190,10 @@ def _create(home: Path, spec: Spec, source: str, identity: str, options: RunOpti
         if history is not None:
             facts = replace(facts, history={"uri": history.uri, "digest": history.digest})
     folder = RunFolder(runs_folder(home) / run_id)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    write_code(folder)
     folder.create(facts, spec.canonical_json())
     return folder
-
-
-def refuse_changes(folder: RunFolder, spec: Spec, source: str, identity: str) -> None:
-    """Raises SpecError naming what changed since the run was started."""
-    facts = folder.facts()
-    if facts.identity == identity:
-        return
-    old = Spec.model_validate_json((folder.path / "spec.json").read_text()).to_dict()
-    changes = [*differences(old, spec.to_dict())]
-    if facts.source_digest != source:
-        changes.append("the content of data.source")
-    if facts.code_version != code_version():
-        changes.append(f"the code ({facts.code_version} -> {code_version()})")
-    what = "; ".join(changes) or "the last stage (--until)"
-    raise SpecError(
-        f"{folder.run_id} cannot be resumed: changed since then: {what}. Undo that, or run without --resume."
-    )
-
-
-def differences(old: Any, new: Any, path: str = "") -> Iterator[str]:
-    """`field (old -> new)` for each leaf that differs."""
-    if isinstance(old, Mapping) and isinstance(new, Mapping):
-        for key in sorted({*old, *new}):
-            yield from differences(old.get(key), new.get(key), f"{path}.{key}".strip("."))
-    elif old != new:
-        yield f"{path} ({old!r} -> {new!r})"
 
 
 @contextlib.contextmanager
@@ -215,9 +224,13 @@ def execute(folder: RunFolder, options: RunOptions, view: View) -> Outcome:
             return done
         home = Path(folder.facts().home)
         start(folder, options)
-        with lease(home):
-            exit_code = run_debug(folder, view) if options.debug else run_child(folder, view)
-        return conclude(folder, exit_code)
+        tail = EventTail(folder)
+        with lease(home), carried(folder, child_environment()) as carrier:
+            exit_code = run_debug(folder, view, tail) if options.debug else run_child(folder, view, tail)
+            outcome = conclude(folder, exit_code)
+            carrier.stop(outcome.result["status"])
+            view.update(tail.new())
+        return outcome
 
 
 def finished_result(folder: RunFolder) -> Outcome | None:
@@ -249,14 +262,13 @@ def endpoint_is_live(folder: RunFolder, recorded: Mapping[str, Any]) -> bool:
 
 def start(folder: RunFolder, options: RunOptions) -> None:
     """Checks what a run needs before anything is started, and marks a new attempt."""
-    from pipelines.preflight import check_services
+    from pipelines.preflight import check_services, reigning_champion
 
     facts = folder.facts()
-    # An offline attempt could not ask who reigns.
-    unknown = facts.offline or not folder.events_path.exists()
-    champion = check_services(folder, options)
-    if unknown:
-        facts = replace(facts, champion=champion)
+    check_services(folder, options)
+    # An offline attempt could not ask who reigns. Once known it is not asked again, which takes seconds of imports.
+    if facts.offline or not folder.events_path.exists():
+        facts = replace(facts, champion=None if options.offline else reigning_champion(folder))
     folder.write_facts(replace(facts, offline=options.offline, debug=options.debug))
     folder.clear_outcome()
     for name in ("events.jsonl", "tracking.jsonl"):
@@ -264,7 +276,7 @@ def start(folder: RunFolder, options: RunOptions) -> None:
     folder.context("run", folder.path).event("attempt")
 
 
-def run_child(folder: RunFolder, view: View) -> int:
+def run_child(folder: RunFolder, view: View, tail: EventTail) -> int:
     """Runs the pipeline in its child process, drawing its events; returns 0, 1, or 130 when interrupted."""
     with (folder.path / "logs" / "runner.log").open("ab") as log:
         child = subprocess.Popen(
@@ -277,12 +289,13 @@ def run_child(folder: RunFolder, view: View) -> int:
         )
     interrupted = Interrupt()
     with interrupted.handling():
-        tail = EventTail(folder)
         while child.poll() is None and not interrupted.received:
             time.sleep(POLL_S)
             view.update(tail.new())
         if interrupted.received:
-            end_group(child)
+            tell_stopping(folder)
+            view.update(tail.new())
+            end_group(child, interrupted)
         view.update(tail.new())
     # The runner ends with 130 when it is told to end by somebody else.
     return 130 if interrupted.received or child.returncode in (130, -signal.SIGTERM) else int(child.returncode != 0)
@@ -296,10 +309,10 @@ def child_environment() -> dict[str, str]:
 
 
 class Interrupt:
-    """Turns SIGINT, SIGTERM and SIGHUP into a flag, so that a run ends in order."""
+    """Counts SIGINT, SIGTERM and SIGHUP, so that a run ends in order; whoever sends two has no patience."""
 
     def __init__(self) -> None:
-        self.received = False
+        self.received = 0
 
     @contextlib.contextmanager
     def handling(self) -> Iterator[None]:
@@ -315,16 +328,24 @@ class Interrupt:
                 signal.signal(number, handler)
 
     def _note(self, *_: Any) -> None:
-        self.received = True
+        self.received += 1
 
 
-def end_group(child: subprocess.Popen) -> None:
-    """Ends the runner and its steps: SIGTERM, then SIGKILL after 10 s. Ray ends the actors of a dead step itself."""
+def tell_stopping(folder: RunFolder) -> None:
+    text = "Stopping: a training writes its checkpoint first. The same signal again ends it at once."
+    folder.context("run", folder.path).event("note", text=text)
+
+
+def end_group(child: subprocess.Popen, interrupted: Interrupt) -> None:
+    """Ends the runner and its steps: SIGTERM, then SIGKILL after 24 s or at once if the command is interrupted again.
+
+    Ray ends the actors of a dead step itself.
+    """
     for number, wait_s in ((signal.SIGTERM, TERMINATE_WAIT_S), (signal.SIGKILL, 5.0)):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(child.pid, number)
         deadline = time.monotonic() + wait_s
-        while time.monotonic() < deadline:
+        while time.monotonic() < deadline and not (number == signal.SIGTERM and interrupted.received > 1):
             child.poll()
             try:
                 os.killpg(child.pid, 0)
@@ -333,11 +354,10 @@ def end_group(child: subprocess.Popen) -> None:
             time.sleep(0.1)
 
 
-def run_debug(folder: RunFolder, view: View) -> int:
+def run_debug(folder: RunFolder, view: View, tail: EventTail) -> int:
     """Runs the stages one after the other in this process, where a debugger can stop in them."""
     from pipelines.debug import run_in_process
 
-    tail = EventTail(folder)
     try:
         run_in_process(folder, lambda: view.update(tail.new()))
         return 0
@@ -369,9 +389,11 @@ def conclude(folder: RunFolder, child_code: int) -> Outcome:
     from pipelines.results import build_result, gate_status
 
     error = folder.read_json("error.json")
-    if child_code == 130:
+    preempted = error is not None and error["kind"] == PreemptedError.kind
+    if child_code == 130 or preempted:
         result = build_result(folder, "stopped")
-        message = f"Stopped; `penstock run` with the same spec continues {folder.run_id}."
+        told = f"{error['message']} " if error is not None and preempted else ""
+        message = f"{told}Stopped; `penstock run` with the same spec continues {folder.run_id}."
         error = {"kind": "interrupted", "message": message, "field": None, "line": None, "hint": None}
         outcome = Outcome(result, 130, error)
     elif child_code != 0:

@@ -4,13 +4,14 @@ spec.json      the resolved spec          run.json       facts that every stage 
 lock           held by the live command   events.jsonl   progress, drawn by the terminal view
 tracking.jsonl what goes to MLflow        logs/          one file a stage, and runner.log
 error.json     why it failed, if it did   result.json    what `penstock run --json` printed at the end
+code.json      digests of the source files and versions of the libraries it was started with
 """
 
 from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ class RunFacts:
         champion: {"uri", "digest"} of the champion that reigned at the first start that could ask MLflow, or None.
             Frozen, so that a resumed run is compared with the same one.
         history: {"uri", "digest"} of what earlier sweeps tell this run's, or None.
+        accepted: What changed meanwhile and was accepted (`--accept-changes`): {"time", "changes", "code_version"}.
     """
 
     run_id: str
@@ -58,6 +60,7 @@ class RunFacts:
     history: dict[str, str] | None = None
     offline: bool = False
     debug: bool = False
+    accepted: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -105,6 +108,18 @@ class RunFolder:
 
     def events(self) -> list[dict[str, Any]]:
         return read_lines(self.events_path)
+
+    def begun_stages(self) -> dict[str, float | None]:
+        """Stages that began in the newest attempt, in their order: the seconds each took, None while it is open."""
+        begun: dict[str, float | None] = {}
+        for event in self.events():
+            if event["kind"] == "attempt":
+                begun.clear()
+            elif event["kind"] == "begin":
+                begun[event["stage"]] = None
+            elif event["kind"] == "end":
+                begun[event["stage"]] = event["metrics"]["seconds"]
+        return begun
 
     def context(self, stage: str, work_folder: Path) -> Context:
         """The Context of a stage of this run."""

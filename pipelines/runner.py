@@ -13,13 +13,14 @@ import traceback
 from pathlib import Path
 
 from components.artifacts import Ref
+from components.errors import StageError
+from components.memory_kills import count_kills, killed
 from pipelines.cache import drop_rotten_entries
 from pipelines.graph import build_pipeline
 from pipelines.ray_cluster import compute_environment, connect_environment
 from pipelines.run_folder import RUN_FOLDER_VARIABLE, RunFacts, RunFolder
 from pipelines.spec import Spec
 from pipelines.stages import StagePlan, plan_stages
-from pipelines.tracking import TrackingThread
 from pipelines.worker import end_with_command, record_error
 
 
@@ -27,25 +28,32 @@ def main() -> int:
     folder = RunFolder(Path(sys.argv[1]))
     end_with_command(folder)
     facts = folder.facts()
-    tracking = TrackingThread(folder)
-    tracking.start()
-    status = "stopped"
-    # As an exception, so that MLflow is told; the steps get the signal too and end by themselves.
+    kills = count_kills()
+    # The steps get the signal too and end by themselves.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(130))
     try:
         prepare_environment(folder, Path(facts.home))
         run_pipeline(folder, facts)
-        status = "done"
         return 0
     except Exception as error:  # noqa: BLE001 (told in error.json)
-        status = "failed"
         traceback.print_exc()
         # A failed step has told why; anything else is told here.
         if not (folder.path / "error.json").exists():
-            record_error(folder, "pipeline", error, folder.path / "logs" / "runner.log")
+            told = killed("A stage") if count_kills() > kills else unsaid(folder, error)
+            record_error(folder, "pipeline", told, folder.path / "logs" / "runner.log")
         return 1
-    finally:
-        tracking.stop(status)
+
+
+def unsaid(folder: RunFolder, error: Exception) -> Exception:
+    """What is told when no stage said why: a process that ended without a word is named, kfp knows only that it did."""
+    open_stages = [stage for stage, seconds in folder.begun_stages().items() if seconds is None]
+    if not open_stages:
+        return error
+    stage = open_stages[-1]
+    return StageError(
+        f"The process of {stage} ended without a word (killed, or crashed in native code); its log is "
+        f"{folder.path / 'logs' / stage}.log. The same command goes on from there."
+    )
 
 
 def prepare_environment(folder: RunFolder, home: Path) -> None:

@@ -6,6 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 from components.errors import PenstockError, SpecError
+from components.models.config import TransformerConfig
 from components.models.lora import check_lora
 from components.serve.keys import is_loopback
 from components.tasks import get_task
@@ -24,6 +25,7 @@ def check_rules(spec: Spec) -> list[PenstockError]:
         _stages_fit,
         _tokens_fit,
         _adapters_fit,
+        _layers_fit,
         _space_fits,
         _host_is_guarded,
     )
@@ -93,6 +95,13 @@ def _tokens_fit(spec: Spec) -> list[PenstockError]:
 def _adapters_fit(spec: Spec) -> list[PenstockError]:
     error = check_lora(spec.model, spec.train.zero.stage)
     return [] if error is None else [error]
+
+
+def _layers_fit(spec: Spec) -> list[PenstockError]:
+    if not spec.train.activation_checkpointing or isinstance(spec.model, TransformerConfig):
+        return []
+    return [SpecError(f"train.activation_checkpointing is for Transformers, and {spec.model.architecture} is none; set "
+                      "it to false.", "train.activation_checkpointing")]  # fmt: skip
 
 
 def _space_fits(spec: Spec) -> list[PenstockError]:

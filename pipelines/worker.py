@@ -19,17 +19,19 @@ from typing import Any
 
 from components.artifacts import Artifact, Ref, open_artifact
 from components.artifacts.local_store import write_durably
-from components.errors import ArtifactError, BusyError, PenstockError, as_disk_full, name_error
+from components.errors import ArtifactError, BusyError, PenstockError, StageError, as_disk_full, name_error
 from components.evaluate.gate import CHAMPION as AGAINST_CHAMPION
+from components.ray_connection import joining
 from pipelines.graph import CHALLENGER, CHAMPION, REFUSED
 from pipelines.identity import stage_key
 from pipelines.processes import FileLock
-from pipelines.ray_cluster import connect_environment
+from pipelines.ray_cluster import RayCluster, connect_environment, has_died, keeper_log
 from pipelines.run_folder import OWNER_VARIABLE, RUN_FOLDER_VARIABLE, RunFolder
 from pipelines.stages import KINDS, MODULES, NOT_CACHED, resolve_inputs
 
 NEED_RAY = frozenset({"data", "tune", "train", "deploy"})
 LOCK_POLL_S = 0.5
+RAY_POLL_S = 0.5
 ORPHAN_WAIT_S = 5.0
 
 
@@ -44,7 +46,10 @@ def main(stage: str, config: str, inputs: str, code: str) -> str:
     end_with_command(folder)
     try:
         if stage in NEED_RAY:
-            connect_environment(Path(folder.facts().home))
+            home = Path(folder.facts().home)
+            cluster = connect_environment(home)
+            if cluster is not None:
+                end_with_ray(folder, stage, home, cluster, log)
         return run_stage(folder, stage, config, inputs, code).ref.to_json()
     except Exception as error:  # noqa: BLE001 (told in error.json)
         traceback.print_exc()
@@ -121,6 +126,35 @@ def end_with_command(folder: RunFolder) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, name="end-with-command", daemon=True).start()
+
+
+def end_with_ray(folder: RunFolder, stage: str, home: Path, cluster: RayCluster, log: Path) -> None:
+    """Starts the thread that ends this process when the local Ray that it uses is gone.
+
+    A driver would wait for a head that never comes back. One that has not joined, or left again, does not care.
+    """
+
+    def watch() -> None:
+        while not (has_died(home, cluster) and uses_ray()):
+            time.sleep(RAY_POLL_S)
+        record_error(folder, stage, ray_lost(stage, home), log)
+        print("The local Ray is gone; ending.", flush=True)
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end-with-ray", daemon=True).start()
+
+
+def uses_ray() -> bool:
+    # Another thread may be in the middle of its import.
+    is_initialized = getattr(sys.modules.get("ray"), "is_initialized", None)
+    return joining.is_set() or (is_initialized is not None and is_initialized())
+
+
+def ray_lost(stage: str, home: Path) -> StageError:
+    return StageError(
+        f"The local Ray died while {stage} ran (its output is in {keeper_log(home)}); run the same command again: it "
+        "starts another and goes on from here."
+    )
 
 
 def record_error(folder: RunFolder, stage: str, error: Exception, log: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from components.artifacts import Artifact
 from components.context import Context
+from pipelines.run_folder import RunFacts, RunFolder
 
 DIGITS = "builtin://digits"
 
@@ -19,6 +20,15 @@ def make_context(tmp_path: Path, stage: str = "test", **more: Any) -> Context:
         folder.mkdir(parents=True, exist_ok=True)
     settings = {"debug": True, **more}
     return Context("test-run", stage, home, run_folder, work_folder, **settings)
+
+
+def make_run_folder(home: Path, tracking_uri: str, offline: bool = False) -> RunFolder:
+    """A run's folder without the command that would own it, nor anything that it would have made."""
+    folder = RunFolder(home / "runs" / "tiny-0001")
+    where = {"home": str(home), "artifact_root": str(home / "artifacts"), "tracking_uri": tracking_uri}
+    what = dict.fromkeys(("identity", "spec_sha256", "code_version", "source_digest", "code"), "none")
+    folder.create(RunFacts(run_id=folder.run_id, **where, **what, offline=offline), "{}")
+    return folder
 
 
 def build_dataset(tmp_path: Path, source: str = DIGITS, rows: int | None = None, **data_overrides: Any) -> Artifact:

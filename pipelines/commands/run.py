@@ -25,7 +25,10 @@ def command(options: argparse.Namespace) -> int:
         raise SpecError(f"--until is {options.until!r}; allowed: {', '.join(ORDER)}.")
     if options.resume and options.fresh:
         raise SpecError("--resume and --fresh exclude each other; give one of them.")
-    run_options = RunOptions(options.until, options.fresh, options.resume, options.offline, options.debug)
+    if options.accept_changes and not options.resume:
+        raise SpecError("--accept-changes needs --resume RUN: it says of which run.")
+    names = ("until", "fresh", "resume", "accept_changes", "offline", "debug")
+    run_options = RunOptions(**{name: getattr(options, name) for name in names})
     loaded = load_spec(options.spec, parse_overrides(options.set))
     return carry_out(prepare(loaded, run_options, penstock_home()), run_options, options.json)
 
@@ -36,8 +39,21 @@ def carry_out(folder: RunFolder, options: RunOptions, as_json: bool) -> int:
 
     if not as_json:
         print(f"run {folder.run_id}   {folder.path}", file=sys.stderr)
+        for text in told_before(folder):
+            print(f"  {text}", file=sys.stderr)
     stages = [plan.name for plan in planned(folder, folder.facts())]
     return tell(execute(folder, options, make_view(stages, quiet=as_json)), folder, as_json)
+
+
+def told_before(folder: RunFolder) -> list[str]:
+    """What was said of a run since its last attempt began; the view shows what comes after."""
+    texts: list[str] = []
+    for event in folder.events():
+        if event["kind"] == "attempt":
+            texts = []
+        elif event["kind"] == "warning" and event["stage"] == "run":
+            texts.append(event["text"])
+    return texts
 
 
 def tell(outcome: Outcome, folder: RunFolder, as_json: bool) -> int:

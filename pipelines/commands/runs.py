@@ -6,6 +6,7 @@ import argparse
 import json
 from typing import Any
 
+from components.tracking.sync import unsent_bytes
 from pipelines.run_folder import RunFolder, list_runs, penstock_home
 
 
@@ -18,7 +19,8 @@ def command(options: argparse.Namespace) -> int:
     else:
         for row in rows:
             metric = f"accuracy {row['accuracy']:.4f}" if row["accuracy"] is not None else ""
-            print(f"{row['run_id']:40} {row['status']:12} {metric:18} {row['endpoint'] or ''}".rstrip())
+            waits = "metrics wait: penstock sync" if row["unsent_bytes"] and row["status"] != "running" else ""
+            print(f"{row['run_id']:40} {row['status']:12} {metric:18} {row['endpoint'] or ''}  {waits}".rstrip())
     return 0
 
 
@@ -33,5 +35,6 @@ def describe(folder: RunFolder) -> dict[str, Any]:
         "status": folder.status(),
         "accuracy": shown.get("accuracy"),
         "endpoint": (result.get("endpoint") or {}).get("url"),
+        "unsent_bytes": unsent_bytes(folder.path),
         "folder": str(folder.path),
     }

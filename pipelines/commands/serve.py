@@ -24,11 +24,11 @@ def command(options: argparse.Namespace) -> int:
     source = find_model(options.model)
     name = checked_name(options.name or source.name)
     keys_file(options.host)
+    artifact = open_servable(source.ref)
+    check_answers_classes(artifact)
     check_port(options.host, options.port, home)
     replicas = ReplicasConfig(min=options.replicas, max=options.replicas)
     deploy = DeployConfig(host=options.host, port=options.port, replicas=replicas)
-    artifact = open_servable(source.ref)
-    check_answers_classes(artifact)
     with lease(home):
         connect_environment(home)
         endpoint = deploy_model(artifact, name, source.version, deploy, home)

@@ -278,3 +278,100 @@ def test_a_training_that_cannot_be_is_refused_before_anything_is_written(
     assert told.exit_code == 2
     assert named in told.sentence()
     assert written(penstock_home) == set()
+
+
+GPT = {"architecture": "gpt", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+WRITER: dict[str, Any] = {
+    "task": "text-generation",
+    "data": {"source": "text.txt", "text": {"tokenizer": "byte"}, "split": {"by": "position", "test": 0}},
+    "model": GPT,
+    "train": {"seq_len": 16, "max_steps": 4, "global_batch_size": 8},
+    **{section: False for section in ("compress", "register", "deploy")},
+}
+BAD_TRAININGS: dict[str, tuple[dict[str, Any], str]] = {
+    "heads that do not divide": ({"model.num_attention_heads": 3}, "hidden_size 16 does not divide by num_att"),
+    "shards of an optimizer for whole matrices": (
+        {"train.optimizer.name": "muon", "train.workers": 2}, "muon needs whole matrices"),
+    "weights moved out that no worker shares": (
+        {"train.zero.offload_parameters": "cpu", "train.zero.stage": 2}, "zero.stage is 2, set it to 3"),
+    "an unknown stage": ({"train.zero.stage": 4}, "allowed: 0, 1, 2 or 3"),
+    "a batch that the workers cannot share": ({"train.workers": 3}, "global_batch_size 8 does not divide by workers"),
+    "a batch that the steps cannot share": ({"train.gradient_accumulation_steps": 3}, "does not divide by workers"),
+    "a batch that fewer workers cannot share": ({"train.workers": {"min": 2, "max": 3}}, "make it a multiple of 6"),
+    "a corpus shorter than one sequence": ({"train.seq_len": 4000}, "The train split has 900 characters, too few"),
+    "a validation split shorter than one": ({"train.seq_len": 400}, "The validation split has 100 characters, too few"),
+    "characters shorter than one sequence": (
+        {"train.seq_len": 100, "data.text.tokenizer": "character"}, "The validation split has 100 characters, too few"),
+    "a tokenizer that is not the network's": (
+        {"model.pretrained": "gpt", "data.text.tokenizer": "byte"}, "weights know its own tokens alone"),
+    "a tokenizer of another network": (
+        {"model.pretrained": "gpt", "data.text.tokenizer": "letters"}, "tokens are others than those that the weights"),
+    "weights of another architecture": (
+        {"model.pretrained": "llama", "data.text.tokenizer": "llama"}, "set model.architecture to llama"),
+    "weights of an unknown architecture": (
+        {"model.pretrained": "mamba", "data.text.tokenizer": "gpt"}, "the type mamba, but model.architecture is gpt"),
+    "a network without weights": ({"model.pretrained": "letters", "data.text.tokenizer": "letters"}, "safetensors wei"),
+    "more positions than the network knows": (
+        {"model.pretrained": "gpt", "data.text.tokenizer": "gpt", "train.seq_len": 33}, "set train.seq_len to 32 or "),
+    "a precision for GPUs": ({"train.precision": "fp16"}, "fp16, which is for GPUs"),
+    "an unknown precision": ({"train.precision": "fp8"}, "allowed: 'auto', 'fp32', 'bf16' or 'fp16'"),
+}  # fmt: skip
+"""Changes by dotted name; the names of networks stand for folders."""
+
+
+def write_network(folder: Path, model_type: str | None, tokenizer: Any) -> None:
+    """What a pretrained network's folder holds, its weights empty: they are not looked into."""
+    folder.mkdir()
+    if model_type is not None:
+        (folder / "config.json").write_text(
+            json.dumps({"model_type": model_type, "vocab_size": 300, "n_positions": 32})
+        )
+        (folder / "model.safetensors").touch()
+    (folder / "tokenizer.json").write_text(tokenizer.to_str())
+    (folder / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<end>"}))
+
+
+@pytest.fixture
+def networks(tmp_path: Path) -> None:
+    """Two that share their tokens, one with others, one of a kind that is not known here."""
+    from components.tasks.tokenizers import byte_tokenizer, character_tokenizer
+
+    for name, model_type in (("gpt", "gpt2"), ("llama", "llama"), ("mamba", "mamba")):
+        write_network(tmp_path / name, model_type, byte_tokenizer(["<end>"]))
+    write_network(tmp_path / "letters", None, character_tokenizer(iter(["abc"]), ["<end>"]))
+
+
+@pytest.mark.usefixtures("networks")
+@pytest.mark.parametrize("case", BAD_TRAININGS)
+def test_a_training_of_a_language_model_that_cannot_be_is_refused_in_one_sentence(
+    told: Told, penstock_home: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    (told.folder / "text.txt").write_text("abcdefghij" * 100)
+    changes, named = BAD_TRAININGS[case]
+    spec = json.loads(json.dumps(WRITER))
+    for name, value in changes.items():
+        *path, last = name.split(".")
+        section = spec
+        for key in path:
+            section = section.setdefault(key, {})
+        section[last] = value
+    told.run(told.spec(spec))
+    assert told.exit_code == 2
+    assert named in told.sentence()
+    assert written(penstock_home) == set()
+
+
+def test_a_network_without_layers_to_recompute_is_refused(told: Told, penstock_home: Path) -> None:
+    told.run(told.spec(IMAGES, train={"activation_checkpointing": True}))
+    assert told.exit_code == 2
+    assert "mlp is none; set it to false" in told.sentence()
+    assert written(penstock_home) == set()
+
+
+def test_bf16_on_a_gpu_without_it_is_refused() -> None:
+    from components.errors import SpecError
+    from components.train.device import Hardware, plan_placement
+
+    with pytest.raises(SpecError, match="bf16, which this GPU does not have"):
+        plan_placement(Hardware(gpus=1, cores=4, gpu_bf16=False), 1, "bf16")

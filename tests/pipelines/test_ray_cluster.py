@@ -6,23 +6,23 @@ from pathlib import Path
 
 import pytest
 
+from components.artifacts.local_store import write_durably
 from components.errors import SpecError
 from pipelines.processes import start_time
-from pipelines.ray_cluster import RayCluster, record_path, refuse_open_cluster, write_record
-from pipelines.ray_keeper import endpoint_deployed
+from pipelines.ray_cluster import RayCluster, refuse_open_cluster
+from pipelines.ray_keeper import endpoint_records
 
 
-def test_an_endpoint_older_than_this_ray_does_not_hold_it_up(tmp_path: Path) -> None:
-    (tmp_path / "ray").mkdir()
+def test_a_record_of_an_endpoint_is_known_again_until_another_takes_its_place(tmp_path: Path) -> None:
     (tmp_path / "endpoints").mkdir()
+    assert endpoint_records(tmp_path) == set()
     record = tmp_path / "endpoints" / "digits.json"
-    record.write_text("{}")
-    write_record(tmp_path, RayCluster("127.0.0.1:1", "http://127.0.0.1:2", 1, 1))
-    began_s = record_path(tmp_path).stat().st_mtime
-    os.utime(record, (began_s - 60, began_s - 60))
-    assert not endpoint_deployed(tmp_path)
-    os.utime(record, (began_s + 60, began_s + 60))
-    assert endpoint_deployed(tmp_path)
+    write_durably(record, "{}")
+    left = endpoint_records(tmp_path)
+    assert len(left) == 1 and endpoint_records(tmp_path) == left
+    write_durably(record, "{}")
+    os.utime(record, (0, 0))  # by a clock that was set back
+    assert endpoint_records(tmp_path) - left
 
 
 def test_a_session_of_a_reused_pid_is_left_alone() -> None:
