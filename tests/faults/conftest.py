@@ -17,6 +17,8 @@ from typing import Any
 
 import pytest
 
+from components.artifacts import Artifact
+from tests.builders import build_dataset
 from tests.command import Home, new_home
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,6 +39,20 @@ def repeats(record_property: Callable[[str, object], None]) -> Callable[[int, in
         return count
 
     return choose
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Sums in one order, so that two trainings can be compared bit for bit; also those of a module's fixtures."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+    """300 digits, as the data stage leaves them; read only."""
+    return build_dataset(tmp_path_factory.mktemp("digits"), rows=300)
 
 
 @pytest.fixture

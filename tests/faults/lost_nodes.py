@@ -97,6 +97,14 @@ def wait_for_epoch(folder: Path, raylet: int | None, process: subprocess.Popen[b
         time.sleep(0.05)
 
 
+def add_node(cluster: Any) -> Any:
+    """A node more. Ray gives a raylet 30 s to start, whatever else runs, so it is tried again."""
+    for _ in range(2):
+        with contextlib.suppress(Exception):
+            return cluster.add_node(num_cpus=1)
+    return cluster.add_node(num_cpus=1)
+
+
 def main(folder: Path, kills: int, every_s: float, whose: str) -> None:
     from ray.cluster_utils import Cluster
 
@@ -114,7 +122,7 @@ def main(folder: Path, kills: int, every_s: float, whose: str) -> None:
             wait_for_epoch(folder, raylet, process)
             os.kill(raylet, signal.SIGKILL)
             cluster.remove_node(node, allow_graceful=False)
-            node = cluster.add_node(num_cpus=1)
+            node = add_node(cluster)
         process.wait(DEADLINE_S)
     finally:
         process.kill()

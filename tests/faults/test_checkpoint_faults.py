@@ -20,22 +20,11 @@ from components.train.engine import EngineSettings
 from components.train.job import TrainJob
 from components.train.loop import train
 from components.train.result import job_digest
-from tests.builders import build_dataset
 from tests.components.train.jobs import FakeWorker, Stopped, make_job
 
-pytestmark = pytest.mark.faults
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("one_thread")]
 
 CUTS = {"0": lambda size: 0, "1": lambda size: 1, "half": lambda size: size // 2, "-1": lambda size: size - 1}
-
-
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    return build_dataset(tmp_path_factory.mktemp("digits"), rows=300)
 
 
 @pytest.fixture(scope="module", params=[0, 2], ids=["torch", "zero2"])

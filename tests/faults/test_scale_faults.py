@@ -14,16 +14,10 @@ from safetensors.torch import load_file
 
 from components.artifacts import Artifact
 from components.train.loop import train
-from tests.builders import build_dataset
 from tests.components.train.jobs import FakeWorker, make_job, train_and_die, train_and_tell
 from tests.faults.conftest import FULL
 
 pytestmark = pytest.mark.faults
-
-
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    return build_dataset(tmp_path_factory.mktemp("digits"), rows=300)
 
 
 def read_slowly(rank: int) -> None:
@@ -35,6 +29,7 @@ def read_slowly(rank: int) -> None:
         Feed.batch = lambda self, rows: (time.sleep(0.03), whole(self, rows))[1]  # type: ignore[method-assign]
 
 
+@pytest.mark.skipif(not FULL, reason="test_watch.py has a slow worker as well; full counts only")
 def test_a_worker_that_keeps_the_other_waiting_is_named(digits: Artifact, tmp_path: Path) -> None:
     job = make_job(digits, tmp_path, epochs=3, workers=2)
     first, second = train_and_tell(job, tmp_path / "meet", read_slowly)
@@ -87,6 +82,7 @@ def build_in_a_pair(rank: int, folder: Path) -> None:
     (folder / f"told.{rank}").write_text(json.dumps({"peak": peak, "held": held}))
 
 
+@pytest.mark.skipif(not FULL, reason="test_sharded.py looks at smaller ones; full counts only")
 def test_no_worker_ever_holds_the_whole_network(tmp_path: Path) -> None:
     from components.models.build import build_model, parse_model_config
     from components.models.folder import named_weights

@@ -4,6 +4,7 @@ nothing that is left: files, output, tracking database, nor in the arguments of 
 from __future__ import annotations
 
 import sqlite3
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,8 @@ CANARIES = {
     "MLFLOW_TRACKING_TOKEN": "canary-token-1a2b3c4d5e6f",
     "HF_TOKEN": "canary-hub-9e8d7c6b5a4f",
 }
+LOOK_EVERY_S = 0.3
+"""Looking at every process of the machine costs more than most of them."""
 API_KEY = "canary-api-key-0123456789abcdef0123456789abcdef"
 
 
@@ -41,6 +44,7 @@ def outputs(home: Home) -> tuple[list[Answer], list[str]]:
     process = home.start("run", home.write_spec())
 
     def deployed() -> bool:
+        time.sleep(LOOK_EVERY_S)
         lines.extend(arguments_of(pid) for pid in home.processes())
         return any((home.path / "endpoints").glob("*.json"))
 

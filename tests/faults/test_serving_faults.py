@@ -161,7 +161,12 @@ def test_2_replica_ports_answer_to_the_token_only(endpoint: Endpoint) -> None:
     """With HAProxy's throughput settings each replica opens a gRPC port that takes pickles, on every interface."""
     import grpc
 
-    pids = [item.pid for item in psutil.process_iter() if "ServeReplica:tiny" in " ".join(item.cmdline())]
+    # With the attributes asked for at once, a process that ends meanwhile has none instead of raising.
+    pids = [
+        item.pid
+        for item in psutil.process_iter(["cmdline"])
+        if "ServeReplica:tiny" in " ".join(item.info["cmdline"] or [])
+    ]
     listening = [item for item in psutil.net_connections("tcp") if item.status == psutil.CONN_LISTEN]
     ports = [item.laddr.port for item in listening if item.pid in pids and item.laddr.ip != "127.0.0.1"]
     refused = 0

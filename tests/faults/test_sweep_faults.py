@@ -89,7 +89,7 @@ def outcome(sweep: Sweep) -> str:
 
 def decisions(sweep: Sweep) -> list[dict]:
     """The journal without its times and pace."""
-    return [{k: v for k, v in record.items() if k not in ("time", "pace")} for record in sweep.journal.records]
+    return [{k: v for k, v in record.items() if k not in ("time", "pace")} for record in sweep.journal.read()]
 
 
 @pytest.mark.parametrize("name", SEARCHES)
@@ -209,14 +209,14 @@ def test_B2_a_journal_cut_anywhere_ends_as_the_undisturbed_sweep(tmp_path):
 
 def test_B2_a_flipped_bit_anywhere_is_refused_with_its_line(tmp_path):
     path, _ = recorded(tmp_path)
-    content, whole = path.read_bytes(), Journal(path, "owner").records
+    content, whole = path.read_bytes(), Journal(path, "owner").read()
     generator, refused = random.Random(4), 0
     for place in generator.sample(range(len(content) - 1), 60):
         damaged = bytearray(content)
         damaged[place] ^= 1 << generator.randrange(7)
         path.write_bytes(bytes(damaged))
         try:
-            assert Journal(path, "owner").records == whole  # 1E-05 is 1e-05
+            assert Journal(path, "owner").read() == whole  # 1E-05 is 1e-05
         except StageError as error:
             assert re.search(r"damaged in line \d+|another sweep", error.message)
             refused += 1

@@ -8,22 +8,13 @@ import pytest
 
 from components.artifacts import Artifact
 from components.train.loop import train
-from tests.builders import build_dataset
 from tests.components.train.jobs import FakeWorker, make_job, train_pair
+from tests.faults.conftest import FULL
 
-pytestmark = pytest.mark.faults
-
-
-@pytest.fixture(autouse=True)
-def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+pytestmark = [pytest.mark.faults, pytest.mark.usefixtures("one_thread")]
 
 
-@pytest.fixture(scope="module")
-def digits(tmp_path_factory: pytest.TempPathFactory) -> Artifact:
-    return build_dataset(tmp_path_factory.mktemp("digits"), rows=300)
-
-
+@pytest.mark.skipif(not FULL, reason="test_checkpoint_kills.py has two workers as well; full counts only")
 def test_A1_two_workers_killed_end_bit_for_bit_the_same(digits: Artifact, tmp_path: Path) -> None:
     model = {"architecture": "cnn", "channels": [4]}  # its running statistics must agree between workers
     values = {"workers": 2, "zero": {"stage": 2}, "epochs": 3}
