@@ -37,26 +37,38 @@ def run_once(arguments: list[str]) -> TimedRun:
 
 @contextmanager
 def kept_run(arguments: list[str]) -> Iterator[TimedRun]:
-    """Runs `penstock run ... --json` with nothing running and nothing cached before; its artifacts go with the block.
+    """Runs the command with nothing running and nothing cached before; its artifacts go with the block."""
+    with own_home() as home:
+        yield run_in(home, arguments)
+
+
+@contextmanager
+def own_home() -> Iterator[Path]:
+    """An empty `PENSTOCK_HOME`, and an end to everything in it."""
+    home = Path(tempfile.mkdtemp(prefix="bench-"))
+    try:
+        yield home
+    finally:
+        stop = [sys.executable, "-m", "pipelines.cli", "stop"]
+        subprocess.run(stop, env={**os.environ, "PENSTOCK_HOME": str(home)}, capture_output=True, check=False)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def run_in(home: Path, arguments: list[str]) -> TimedRun:
+    """Runs `penstock run ... --json`.
 
     Raises:
         SystemExit: If it does not end with 0; prints what it said.
     """
-    home = Path(tempfile.mkdtemp(prefix="bench-"))
-    environment = {**os.environ, "PENSTOCK_HOME": str(home)}
-    penstock = [sys.executable, "-m", "pipelines.cli"]
-    try:
-        started = time.monotonic()
-        done = subprocess.run(
-            [*penstock, "run", *arguments, "--json"], env=environment, capture_output=True, text=True, check=False
-        )
-        seconds = time.monotonic() - started
-        if done.returncode != 0:
-            sys.exit(f"penstock run {' '.join(arguments)} ended with {done.returncode}: {done.stdout}{done.stderr}")
-        yield TimedRun(json.loads(done.stdout), seconds)
-    finally:
-        subprocess.run([*penstock, "stop"], env=environment, capture_output=True, check=False)
-        shutil.rmtree(home, ignore_errors=True)
+    command = [sys.executable, "-m", "pipelines.cli", "run", *arguments, "--json"]
+    started = time.monotonic()
+    done = subprocess.run(
+        command, env={**os.environ, "PENSTOCK_HOME": str(home)}, capture_output=True, text=True, check=False
+    )
+    seconds = time.monotonic() - started
+    if done.returncode != 0:
+        sys.exit(f"penstock run {' '.join(arguments)} ended with {done.returncode}: {done.stdout}{done.stderr}")
+    return TimedRun(json.loads(done.stdout), seconds)
 
 
 def stage_seconds(run: TimedRun) -> str:

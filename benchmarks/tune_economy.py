@@ -50,8 +50,8 @@ NEWS: dict[str, Any] = {
     "train": {"epochs": 6, "global_batch_size": 128, "precision": "fp32"},
     "space": {
         "train.learning_rate": {"choice": [3e-4, 1e-3, 3e-3]},
-        "model.embedding_size": {"choice": [32, 64, 128]},
-        "model.num_filters": {"choice": [32, 64, 128]},
+        "model.embedding_size": {"choice": [16, 32, 64]},
+        "model.num_filters": {"choice": [16, 32, 64]},
     },
 }
 SEARCHES: dict[str, dict[str, Any]] = {
