@@ -8,14 +8,16 @@ STAMP := $(VENV)/.installed
 TORCH := $(shell grep -o '^torch==[0-9.]*' constraints.txt)
 UV := $(shell grep -o '^uv==[0-9.]*' constraints.txt)
 FAULTS := $(BIN)/pytest -m faults --timeout 1200 tests/faults
-# Two files at a time: much of a fault test is waiting, for a process to be gone or a machine to be missed.
-TWO_AT_ONCE := -n 2 --dist loadfile
+# Two files at a time: much of a fault test is waiting, for a process to be gone or a machine to be missed. Not those
+# with the fewest tests last, as xdist would: they are the longest.
+TWO_AT_ONCE := -n 2 --dist loadfile --no-loadscope-reorder
 
 # g++ and Python's headers build DeepSpeed's CPU ops, iproute2 has the `ss` that tests list sockets with.
 SYSTEM_PACKAGES = g++ iproute2 python3.11-dev python3.11-venv
 HAVE_g++ = command -v g++
 HAVE_iproute2 = command -v ss
 HAVE_python3.11-dev = test -f "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("include"))')/Python.h"
+HAVE_libaio-dev = test -f /usr/include/libaio.h
 HAVE_python3.11-venv = $(PYTHON) -c 'import ensurepip'
 
 # ninja is found on the PATH, and another ninja than the one that built the ops would build them again.
@@ -27,7 +29,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help install system-packages ops warm-imports empty-database demo test test-faults test-faults-full test-gpu lint types check format lock clean
+.PHONY: help install system-packages ops nvme warm-imports empty-database demo test test-faults test-faults-full test-gpu lint types check format lock clean
 
 help:  ## Lists the targets
 	@awk -F ':.*## ' '/^[a-zA-Z%-]+:.*## / {sub("%", "NAME", $$1); printf "  make %-18s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -55,16 +57,18 @@ system-packages:  ## Installs the Debian packages that are missing (only as root
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing </dev/null && exit 0; fi; \
 	echo "Missing here: $$missing. As root: apt-get install $$missing. Going on without."
 
-# One process an op: each compiles two files, and a second one finds the first built. A killed build leaves a lock
-# on which every later process would wait for ever.
+# A killed build leaves a lock on which every later process would wait for ever.
 BUILD_OP = import sys; from deepspeed.ops.op_builder import cpu; getattr(cpu, sys.argv[1])().load(verbose=False)
-ops:  ## Builds DeepSpeed's CPU ops cpu_adam and deepspeed_shm_comm, unless they are there
+OP = CPUAdamBuilder
+ops:  ## Builds DeepSpeed's CPU op cpu_adam, unless it is there
 	@if ! $(HAVE_g++) >/dev/null || ! $(HAVE_python3.11-dev); then \
-		echo "No g++ or no Python headers: DeepSpeed's CPU ops are not built, training falls back to torch and gloo."; exit 0; fi; \
+		echo "No g++ or no Python headers: DeepSpeed's CPU ops are not built; offload of the optimizer needs them."; exit 0; fi; \
 	rm -f $(TORCH_EXTENSIONS_DIR)/*/lock; \
-	printf '%s\n' CPUAdamBuilder ShareMemCommBuilder \
-		| DS_ACCELERATOR=cpu MAX_JOBS=1 xargs -P 2 -n 1 timeout 900 $(BIN)/python -c '$(BUILD_OP)' >$(VENV)/ops.log 2>&1 \
+	DS_ACCELERATOR=cpu MAX_JOBS=2 timeout 900 $(BIN)/python -c '$(BUILD_OP)' $(OP) >$(VENV)/ops.log 2>&1 \
 		|| { cat $(VENV)/ops.log; exit 1; }
+
+nvme: $(STAMP)  ## Builds what offload to NVMe needs: libaio-dev and DeepSpeed's op async_io (minutes: install leaves it out)
+	@$(MAKE) --no-print-directory system-packages ops SYSTEM_PACKAGES=libaio-dev OP=AsyncIOBuilder
 
 # Compiles what a run imports, and no more: all of site-packages would take three times as long.
 warm-imports:  ## Compiles the Python that a run imports
