@@ -177,7 +177,7 @@ def run_trials(sweep: Sweep, settings: TrialSettings, train: TrainFunction, cont
 
 
 def write_sweep(draft: Draft, sweep: Sweep, winner: Trial, config: StageConfig) -> None:
-    """Fills the artifact. Its content holds no times, so that a resumed sweep gives the same bytes."""
+    """Fills the artifact. Its content holds no times and no retries: a disturbed sweep gives the same bytes."""
     model, train = apply_config(config.model, config.train, winner.config)
     metrics = sweep.metrics(winner)
     repeats = describe_repeats(sweep, winner)
@@ -196,8 +196,7 @@ def write_sweep(draft: Draft, sweep: Sweep, winner: Trial, config: StageConfig) 
     }
     draft.write_json("trials.json", [describe(trial, sweep) for trial in sweep.in_order()])
     draft.write_json("best.json", best)
-    seconds = [{"trial": trial.number, "seconds": trial.ended_s - trial.started_s} for trial in sweep.in_order()]
-    draft.write_json("timing.json", seconds, content=False)
+    draft.write_json("course.json", [describe_course(trial) for trial in sweep.in_order()], content=False)
     draft.metadata = {**best, "trials": sweep.total}
 
 
@@ -210,11 +209,16 @@ def describe(trial: Trial, state: SweepState) -> dict[str, Any]:
         "metrics": state.metrics(trial),
         "epochs": len(trial.reports),
         "chosen_by": trial.chosen_by,
-        "reason": trial.reason,
-        "failures": trial.failures,
+        "reason": trial.reason if trial.state == "failed" else None,
         **({"repeat_of": trial.repeat_of, "seed": trial.seed} if trial.repeat_of is not None else {}),
         **({"takeovers": trial.takeovers} if trial.takeovers else {}),
     }
+
+
+def describe_course(trial: Trial) -> dict[str, Any]:
+    """What happened to a trial on its way: how long it took, how often it failed, and why the last time."""
+    seconds = trial.ended_s - trial.started_s
+    return {"trial": trial.number, "seconds": seconds, "failures": trial.failures, "reason": trial.reason}
 
 
 def _all_failed(sweep: Sweep) -> StageError:

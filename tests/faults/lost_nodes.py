@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -97,19 +98,20 @@ def wait_for_epoch(folder: Path, raylet: int | None, process: subprocess.Popen[b
         time.sleep(0.05)
 
 
-def add_node(cluster: Any) -> Any:
-    """A node more. Ray gives a raylet 30 s to start, whatever else runs, so it is tried again."""
+def tried_again(start: Callable[[], Any]) -> Any:
+    """Starts a part of Ray. Ray gives a raylet 30 s to start, whatever else runs, so it is tried thrice."""
     for _ in range(2):
         with contextlib.suppress(Exception):
-            return cluster.add_node(num_cpus=1)
-    return cluster.add_node(num_cpus=1)
+            return start()
+    return start()
 
 
 def main(folder: Path, kills: int, every_s: float, whose: str) -> None:
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    node = cluster.add_node(num_cpus=1)
+    head = {"num_cpus": 1, "include_dashboard": False}
+    cluster = tried_again(lambda: Cluster(initialize_head=True, head_node_args=head))
+    node = tried_again(lambda: cluster.add_node(num_cpus=1))
     command = [sys.executable, "-m", "tests.faults.lost_nodes", str(folder), "sweep", whose, str(2 * kills + 2)]
     process = subprocess.Popen(command, env={**os.environ, "RAY_ADDRESS": cluster.address}, stdout=sys.stderr)
     try:
@@ -122,7 +124,7 @@ def main(folder: Path, kills: int, every_s: float, whose: str) -> None:
             wait_for_epoch(folder, raylet, process)
             os.kill(raylet, signal.SIGKILL)
             cluster.remove_node(node, allow_graceful=False)
-            node = add_node(cluster)
+            node = tried_again(lambda: cluster.add_node(num_cpus=1))
         process.wait(DEADLINE_S)
     finally:
         process.kill()

@@ -67,6 +67,7 @@ def check_trials(home: Home, kills: int) -> None:
     """No trial was lost, run twice, or went on after its end."""
     (path,) = home.path.glob("work/tune/*/trials.jsonl")
     records = read_lines(path)
+    print("retries:", [(record["trial"], record["reason"]) for record in records if record["kind"] == "retry"])
     ends = [record["trial"] for record in records if record["kind"] == "end"]
     epochs = [(record["trial"], record["epoch"]) for record in records if record["kind"] == "report"]
     assert sorted(ends) == [0, 1, 2]
@@ -106,8 +107,8 @@ def test_E5_killed_at_random_moments_it_resumes_and_ends_the_same(
 def check_end(home: Home, expected: dict[str, str], kills: int) -> None:
     result = home.result()
     assert result["status"] == "done", result
-    assert content(home) == expected
     check_trials(home, kills)
+    assert content(home) == expected
 
 
 def wait_until(process: subprocess.Popen[str], moment_s: float) -> bool:

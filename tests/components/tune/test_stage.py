@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from components.artifacts import open_artifact, write_artifact
@@ -91,7 +89,17 @@ def test_all_trials_failing_is_an_error_with_the_first_reason_and_can_be_tried_a
     assert run_stage(tmp_path)[0].read_json("best.json")
 
 
-def test_content_holds_no_times(tmp_path):
-    artifact, _ = run_stage(tmp_path)
-    assert not artifact.manifest.files["timing.json"].content
-    assert "time" not in json.dumps(artifact.read_json("trials.json"))
+def test_content_holds_neither_times_nor_retries(tmp_path):
+    def failing_once(job, worker):
+        marker = job.work_folder / "failed"
+        if job.work_folder.name == "001" and not marker.exists():
+            marker.touch()
+            raise RuntimeError("disturbed")
+        return fake_train(job, worker)
+
+    (tmp_path / "quiet").mkdir(), (tmp_path / "disturbed").mkdir()
+    artifact, _ = run_stage(tmp_path / "quiet")
+    disturbed, _ = run_stage(tmp_path / "disturbed", failing_once)
+    assert not artifact.manifest.files["course.json"].content
+    assert disturbed.read_json("course.json")[1]["failures"] == 1
+    assert disturbed.digest == artifact.digest
