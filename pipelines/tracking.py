@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from components.errors import BusyError, PenstockError
+from components.errors import BusyError, PenstockError, PreemptedError
 from components.tracking.client import check_tracking, shown_uri
 from components.tracking.sync import MlflowSync, read_state, unsent_bytes
 from pipelines.processes import FileLock
@@ -93,7 +93,7 @@ def carried(folder: RunFolder, environment: Mapping[str, str]) -> Iterator[Carri
     try:
         yield carrier
     except BaseException as error:
-        carrier.stop("stopped" if isinstance(error, KeyboardInterrupt) else "failed")
+        carrier.stop("stopped" if isinstance(error, KeyboardInterrupt | PreemptedError) else "failed")
         raise
 
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from components.artifacts import Artifact, Ref, open_artifact
-from components.errors import ArtifactError, PenstockError, StageError
+from components.errors import ArtifactError, PenstockError, StageError, as_disk_full
 from components.tracking.client import SQLITE, ensure_experiment, make_client, sqlite_path
 from components.tracking.names import checked_name
 
@@ -51,6 +51,8 @@ def said_plainly(action: Callable[P, R]) -> Callable[P, R]:
         except PenstockError:
             raise
         except Exception as error:
+            if (full := as_disk_full(error, "below the MLflow store")) is not None:
+                raise full from error
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             raise StageError(
                 f"The MLflow registry does not answer ({reason}); make it reachable and run the same command again: "

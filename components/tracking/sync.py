@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import groupby
@@ -47,6 +47,7 @@ class Carried:
         rejected: Values that MLflow refused for good.
         runs: MLflow's id of the run at each path.
         closed: The end state that MLflow was told, None while the run goes on.
+        ended: Paths of the runs that were still open then, and got the same end state.
     """
 
     journal: str
@@ -54,6 +55,7 @@ class Carried:
     rejected: int = 0
     runs: Mapping[str, str] = field(default_factory=dict)
     closed: str | None = None
+    ended: Sequence[str] = ()
 
 
 class MlflowSync:
@@ -107,13 +109,17 @@ class MlflowSync:
 
     def _close(self, status: str) -> None:
         client = self._connected()
-        root, runs = self._run_id(""), self._state().runs
+        self._run_id("")
+        paths = {run_id: path for path, run_id in self._state().runs.items()}
+        ended = set(self._state().ended)
         for run in self._search(f"tags.`{JOURNAL_TAG}` = '{self._state().journal}'"):
-            if run.info.run_id not in runs.values():
+            path = paths.get(run.info.run_id)
+            if path is None:
                 client.delete_run(run.info.run_id)
-            elif run.info.run_id == root or run.info.status == "RUNNING":
+            elif path == "" or run.info.status == "RUNNING":
                 client.set_terminated(run.info.run_id, status)
-        self._note(closed=status)
+                ended.add(path)
+        self._note(closed=status, ended=sorted(ended))
 
     def _guarded(self, action: Callable[[], None]) -> None:
         """Runs `action`, turning every way a server can fail into one error."""
@@ -177,10 +183,11 @@ class MlflowSync:
         return self._connected().create_run(self._experiment_id, tags=tags, run_name=name).info.run_id
 
     def _reopen(self) -> None:
-        """A run that was told to have ended goes on."""
+        """A run that was told to have ended goes on, and so does what ended with it."""
         if self._state().closed is not None:
-            self._connected().update_run(self._run_id(""), status="RUNNING")
-            self._note(closed=None)
+            for path in {"", *self._state().ended}:
+                self._connected().update_run(self._run_id(path), status="RUNNING")
+            self._note(closed=None, ended=())
 
     def _send(self, lines: list[dict[str, Any]]) -> None:
         """Sends the lines in order, those of one run together."""

@@ -130,13 +130,20 @@ def test_check_names_what_cannot_be_used(tmp_path: Path) -> None:
 
 
 def test_run_that_goes_on_after_its_end_was_told_is_running_again(journal: Context) -> None:
+    def statuses() -> list[str]:
+        runs = runs_by_path(journal)
+        return [runs[path].info.status for path in ("", "sweep", "sweep/7", "sweep/8")]
+
+    journal.track("metrics", run="sweep/7", step=1, metrics={"loss": 1.0})
+    journal.track("metrics", run="sweep/8", step=1, metrics={"loss": 1.0})
+    journal.track("status", run="sweep/7", status="FAILED")
     carrier(journal).finish("stopped")
-    assert runs_by_path(journal)[""].info.status == "KILLED"
+    assert statuses() == ["KILLED", "KILLED", "FAILED", "KILLED"]
     journal.track("metrics", step=9, metrics={"late": 1.0})
     carrier(journal).sync()
-    assert runs_by_path(journal)[""].info.status == "RUNNING"
+    assert statuses() == ["RUNNING", "RUNNING", "FAILED", "RUNNING"]
     carrier(journal).finish("done")
-    assert runs_by_path(journal)[""].info.status == "FINISHED"
+    assert statuses() == ["FINISHED", "FINISHED", "FAILED", "FINISHED"]
 
 
 def test_run_made_by_a_request_that_was_given_up_is_deleted(journal: Context) -> None:
