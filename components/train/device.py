@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -28,6 +29,19 @@ class Hardware:
     threads: int | None = None
     cpu_bf16: bool = False
     gpu_bf16: bool = True
+
+
+def places(machines: Sequence[Hardware], cores: int = 1) -> int:
+    """How many workers of so many cores find room, a GPU each where there are GPUs: none reaches over two machines."""
+    with_gpus = any(machine.gpus for machine in machines)
+    each = ((machine.cores // cores, machine.gpus) for machine in machines)
+    return sum(min(by_cores, gpus) if with_gpus else by_cores for by_cores, gpus in each)
+
+
+def even_share(machines: Sequence[Hardware], workers: int) -> int:
+    """Most cores that each of `workers` workers can have, at least 1."""
+    most = max((machine.cores for machine in machines), default=1)
+    return next((cores for cores in range(most, 1, -1) if places(machines, cores) >= workers), 1)
 
 
 @dataclass(frozen=True)

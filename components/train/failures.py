@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from components.context import read_lines
-from components.errors import PenstockError, StageError, name_error
+from components.errors import PenstockError, StageError, as_disk_full, name_error
 from components.train.checkpoint import steps_in
 
 RESTARTS_NAME = "restarts.jsonl"
@@ -25,6 +25,9 @@ def first_failure(failures: Mapping[int, BaseException]) -> PenstockError:
     for cause in causes:
         if isinstance(cause, PenstockError):
             return cause
+    for cause in causes:
+        if (full := as_disk_full(cause, "where a worker writes")) is not None:
+            return full
     return StageError(
         f"Training failed in a worker: {name_error(causes[0])}." if causes else "Training failed; see the stage's log."
     )

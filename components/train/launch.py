@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from components.context import Context
 from components.errors import StageError
 from components.ray_connection import connect_ray
-from components.train.device import Hardware, Placement, plan_placement
+from components.train.device import Hardware, Placement, even_share, plan_placement
 from components.train.failures import first_failure
 from components.train.job import TrainJob, TrainResult
 from components.train.preemption import sigterm_asks
@@ -76,21 +76,25 @@ def launch(job: TrainJob, context: Context) -> TrainResult:
         CheckpointError: If there were checkpoints, but none that can be used.
         PreemptedError: If this process got a SIGTERM; a checkpoint holds the steps that were taken.
     """
+    if context.debug:
+        job = alone(job)
     recorded = read_result(job)
     if recorded is not None:
         return recorded
-    if job.train.workers == 1 or context.debug:
-        with sigterm_asks(job.work_folder):
-            return launch_here(job, context)
-    return launch_group(job, context)
-
-
-def launch_here(job: TrainJob, context: Context) -> TrainResult:
-    """Trains in this process, as one worker whatever the spec says (`--debug`)."""
+    if job.train.workers > 1:
+        return launch_group(job, context)
     from components.train.loop import train
 
-    alone = job.train.model_copy(update={"workers": 1, "min_workers": None})
-    return train(TrainJob(**{**vars(job), "train": alone}), ContextWorker(context))
+    with sigterm_asks(job.work_folder):
+        return train(job, ContextWorker(context))
+
+
+def alone(job: TrainJob) -> TrainJob:
+    """The job on one worker (`--debug`), with checkpoints of its own: those of several are another job's."""
+    if job.train.workers == 1:
+        return job
+    train = job.train.model_copy(update={"workers": 1, "min_workers": None})
+    return replace(job, train=train, work_folder=job.work_folder / "debug")
 
 
 def launch_group(job: TrainJob, context: Context) -> TrainResult:
@@ -106,7 +110,6 @@ def launch_group(job: TrainJob, context: Context) -> TrainResult:
         os.environ.setdefault(name, value)
     if elastic:
         os.environ.update(ELASTIC_VARIABLES)
-    import ray
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
@@ -115,7 +118,8 @@ def launch_group(job: TrainJob, context: Context) -> TrainResult:
     from components.train.restarts import NoteSigterm, RestartPolicy, name_group_failure
 
     connect_ray(log_to_driver=True)
-    placement = plan_placement(cluster_hardware(ray.cluster_resources()), job.train.workers, job.train.precision)
+    hardware = cluster_hardware(cluster_machines(), job.train.workers)
+    placement = plan_placement(hardware, job.train.workers, job.train.precision)
     fewest = job.train.world_sizes()[0]
     wait_for_room(placement, fewest)
     trainer = GroupTrainer(
@@ -166,7 +170,7 @@ def run_worker(config: dict[str, Any]) -> None:
 
 @contextmanager
 def watch_nodes(look: Callable[[], None]) -> Iterator[None]:
-    """Tells Ray Train of lost and new machines within seconds, and calls `look` then.
+    """Tells Ray Train of lost and new machines within seconds, and calls `look` after a loss.
 
     It decides by what its coordinator reserved, which looks at the machines only every 20 s, and there is no setting.
     """
@@ -190,24 +194,35 @@ def _tell_of_nodes(ended: threading.Event, look: Callable[[], None]) -> None:
             with suppress(ValueError):  # a group that is still starting has none
                 coordinator = ray.get_actor("AutoscalingCoordinator", namespace="AutoscalingCoordinator")
                 coordinator.get_reserved_resources.remote("", True)
-            look()
+            if known - alive:
+                look()
         known = alive
 
 
 def tell_lack(context: Context, placement: Placement, workers: int) -> None:
     """Says so when the machines that are left have no room for the fewest workers."""
-    import ray
-
-    lacking = missing_resources(ray.cluster_resources(), placement, workers)
+    lacking = missing_resources(whole_machines(), placement, workers)
     if lacking is not None:
         context.warn(
             f"A machine was lost, and {workers} workers have no room ({lacking}): training waits for machines."
         )
 
 
-def cluster_hardware(resources: Mapping[str, float]) -> Hardware:
-    """The whole cluster's GPUs and cores, from what Ray says."""
-    return Hardware(gpus=int(resources.get("GPU", 0)), cores=int(resources.get("CPU", 0)))
+def whole_machines() -> list[Mapping[str, float]]:
+    """What each machine of the cluster has, whoever uses it."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def cluster_machines() -> list[Hardware]:
+    """The cluster's machines, from what Ray says."""
+    return [Hardware(gpus=int(one.get("GPU", 0)), cores=int(one.get("CPU", 0))) for one in whole_machines()]
+
+
+def cluster_hardware(machines: Sequence[Hardware], workers: int) -> Hardware:
+    """The whole cluster's GPUs, and those cores that `workers` workers can share evenly."""
+    return Hardware(gpus=sum(machine.gpus for machine in machines), cores=workers * even_share(machines, workers))
 
 
 def resources(placement: Placement) -> dict[str, float]:
@@ -216,24 +231,35 @@ def resources(placement: Placement) -> dict[str, float]:
     return {**wanted, "GPU": placement.gpus_per_worker} if placement.gpus_per_worker else wanted
 
 
-def missing_resources(available: Mapping[str, float], placement: Placement, workers: int) -> str | None:
-    """What is lacking for all workers ("4 CPU wanted, 2 there"), or None."""
-    for name, each in resources(placement).items():
-        wanted, there = each * workers, available.get(name, 0)
+def missing_resources(machines: Iterable[Mapping[str, float]], placement: Placement, workers: int) -> str | None:
+    """What is lacking for all workers ("4 CPU wanted, 2 there"), or None.
+
+    Args:
+        machines: What each has, or has free.
+    """
+    machines, each = list(machines), resources(placement)
+    for name, amount in each.items():
+        wanted, there = amount * workers, sum(machine.get(name, 0) for machine in machines)
         if there < wanted:
             return f"{wanted:g} {name} wanted, {there:g} there"
-    return None
+    room = sum(min(int(machine.get(name, 0) // amount) for name, amount in each.items()) for machine in machines)
+    worker = " and ".join(f"{amount:g} {name}" for name, amount in each.items())
+    return None if room >= workers else f"{worker} wanted for each on one machine, room for {room} there"
 
 
-def wait_for_room(placement: Placement, workers: int) -> None:
+def wait_for_room(placement: Placement, workers: int, field: str = "train.workers") -> None:
     """Returns when the cluster has room for all workers.
+
+    Args:
+        field: What the user can lower.
 
     Raises:
         StageError: At once if the whole cluster is too small, after 30 s if others keep it busy.
     """
-    import ray
+    # Ray has no public name for it.
+    from ray._private.state import available_resources_per_node
 
-    lacking = missing_resources(ray.cluster_resources(), placement, workers)
+    lacking = missing_resources(whole_machines(), placement, workers)
     if lacking is not None:
         raise StageError(
             f"train.workers is {workers}, but the Ray cluster is too small ({lacking}); lower train.workers or add "
@@ -241,11 +267,11 @@ def wait_for_room(placement: Placement, workers: int) -> None:
             field="train.workers",
         )
     deadline_s = time.monotonic() + PLACEMENT_TIMEOUT_S
-    while (lacking := missing_resources(ray.available_resources(), placement, workers)) is not None:
+    while (lacking := missing_resources(available_resources_per_node().values(), placement, workers)) is not None:
         if time.monotonic() > deadline_s:
             raise StageError(
                 f"{workers} training workers could not be placed within {PLACEMENT_TIMEOUT_S:g} s, because other work "
-                f"holds the Ray cluster ({lacking}); wait for it or lower train.workers.",
-                field="train.workers",
+                f"holds the Ray cluster ({lacking}); wait for it or lower {field}.",
+                field=field,
             )
         time.sleep(POLL_INTERVAL_S)

@@ -13,25 +13,28 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from components.errors import StageError, first_line
+from components.errors import DiskFullError, PenstockError, StageError, first_line
 from components.ray_connection import connect_ray
-from components.train.device import Hardware, Placement, plan_placement
+from components.train.device import Hardware, Placement, places, plan_placement
 from components.train.failures import first_failure, root_cause
 from components.train.group import Group
-from components.train.launch import cluster_hardware, resources, wait_for_room
-from components.tune.runners import deliver, remove_checkpoints
+from components.train.launch import GROUP_VARIABLES, cluster_hardware, cluster_machines, resources, wait_for_room
+from components.tune.runners import LOST_REASON, deliver, machine_was_lost, remove_checkpoints
 from components.tune.sweep import Sweep
 from components.tune.trial import TrainFunction, TrialSettings, TrialStopped, measure, train_whole
 
 TAKE_WAIT_S = 1.0
 IDLE_WAIT_S = 0.3
 """A group for which there is nothing to do (a population that waits) asks again after this."""
+LOSS_WAIT_S = 10.0
+"""A broken connection is heard of before Ray knows of the machine or the process that is gone."""
+DEAD_REASON = "one of its worker processes died (killed, or crashed in native code)"
 MAX_IDLE_STARTS = 3
 """Groups that died one after the other without having been given a trial: then something else is wrong."""
 
@@ -44,20 +47,20 @@ class GroupPlan:
     placement: Placement
 
 
-def plan_groups(hardware: Hardware, workers: int, concurrency: int | None, trials: int) -> GroupPlan:
-    """Divides a cluster among groups of `workers` workers: a GPU each where there are GPUs, else a core each.
+def plan_groups(machines: Sequence[Hardware], workers: int, concurrency: int | None, trials: int) -> GroupPlan:
+    """Divides a cluster's machines among groups of `workers` workers, with a GPU each where there are any, or a core.
 
     Raises:
         StageError: If not even one group fits.
     """
-    room = min(hardware.gpus, hardware.cores) if hardware.gpus else hardware.cores
+    room = places(machines)
     if room < workers:
-        unit = "GPUs" if hardware.gpus else "cores"
+        unit = "GPUs" if any(machine.gpus for machine in machines) else "cores"
         raise StageError(
             f"tune.workers is {workers}, but the Ray cluster has {room} {unit}; lower it or add nodes.", "tune.workers"
         )
     count = max(1, min(room // workers, trials, concurrency or room))
-    return GroupPlan(count, plan_placement(hardware, workers * count, "fp32"))
+    return GroupPlan(count, plan_placement(cluster_hardware(machines, workers * count), workers * count, "fp32"))
 
 
 class Mailbox:
@@ -94,11 +97,15 @@ class Groups:
     Attributes:
         tasks: Task -> number of its group.
         trials: Group -> trial it was given.
+        heard_s: Group -> when it last asked or told anything.
+        hung: Groups that were ended because they told nothing for too long.
         started: Groups started so far; their numbers are never used again.
     """
 
     tasks: dict[Any, int] = field(default_factory=dict)
     trials: dict[int, int] = field(default_factory=dict)
+    heard_s: dict[int, float] = field(default_factory=dict)
+    hung: set[int] = field(default_factory=set)
     started: int = 0
     idle_starts: int = 0
 
@@ -115,14 +122,11 @@ def run_in_groups(
     Raises:
         StageError: If the groups cannot be placed within 30 s, or the sweep itself cannot go on.
     """
-    # Ends a group 2 s earlier; read when Ray Train is imported.
-    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
     import ray
 
     connect_ray()
-    hardware = cluster_hardware(ray.cluster_resources())
-    plan = plan_groups(hardware, settings.workers, concurrency, sweep.total - sweep.ended)
-    wait_for_room(plan.placement, settings.workers * plan.count)
+    plan = plan_groups(cluster_machines(), settings.workers, concurrency, sweep.total - sweep.ended)
+    wait_for_room(plan.placement, settings.workers * plan.count, field="tune.concurrency")
     remove_checkpoints(sweep, settings)
     mailbox = ray.remote(Mailbox).options(num_cpus=0).remote()
     groups = Groups()
@@ -131,6 +135,7 @@ def run_in_groups(
             _start_group(groups, mailbox, settings, train, plan.placement)
         for number, group, question in ray.get(mailbox.take.remote()):
             mailbox.answer.remote(number, _answer(sweep, settings, groups, group, question))
+        _end_hung(groups, settings.report_timeout_s)
         _bury_groups(sweep, settings, groups, warn)
     _dismiss(mailbox, groups)
 
@@ -147,6 +152,10 @@ def _start_group(groups: Groups, mailbox: Any, settings: TrialSettings, train: T
 
 def _answer(sweep: Sweep, settings: TrialSettings, groups: Groups, group: int, question: dict[str, Any]) -> Any:
     """What a group is told: whether its trial goes on, or its next trial, to wait (a delay), or None to end."""
+    if group not in groups.tasks.values():
+        # It died after it had asked, and its trial is another's.
+        return False if question["kind"] == "message" else None
+    groups.heard_s[group] = time.monotonic()
     if question["kind"] == "message":
         return deliver(sweep, question["number"], question["message"])
     groups.idle_starts = 0
@@ -160,6 +169,19 @@ def _answer(sweep: Sweep, settings: TrialSettings, groups: Groups, group: int, q
     return {"number": trial.number, "values": json.dumps(trial.config), "seed": trial.seed}
 
 
+def _end_hung(groups: Groups, timeout_s: float | None) -> None:
+    """Ends groups whose trial told nothing in time; their workers end with the process that leads them."""
+    import ray
+
+    if timeout_s is None:
+        return
+    now = time.monotonic()
+    for task, group in groups.tasks.items():
+        if group in groups.trials and group not in groups.hung and now - groups.heard_s[group] > timeout_s:
+            groups.hung.add(group)
+            ray.cancel(task, force=True)
+
+
 def _bury_groups(sweep: Sweep, settings: TrialSettings, groups: Groups, warn: Callable[[str], None]) -> None:
     """Records the trials of groups that died; new groups take their place."""
     import ray
@@ -168,6 +190,8 @@ def _bury_groups(sweep: Sweep, settings: TrialSettings, groups: Groups, warn: Ca
     for task in ended:
         group = groups.tasks.pop(task)
         reason = _reason_of(task)
+        if group in groups.hung:
+            reason = f"it did not report for {settings.report_timeout_s:g} s"
         number = groups.trials.pop(group, None)
         if reason is None:
             continue
@@ -175,7 +199,7 @@ def _bury_groups(sweep: Sweep, settings: TrialSettings, groups: Groups, warn: Ca
             folder = settings.folder(number)
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "error.txt").write_text(reason)
-            sweep.fail(number, reason)
+            sweep.fail(number, reason, lost=reason == LOST_REASON)
             continue
         groups.idle_starts += 1
         warn(f"A group of {settings.workers} workers ended before it had a trial: {reason}.")
@@ -184,15 +208,23 @@ def _bury_groups(sweep: Sweep, settings: TrialSettings, groups: Groups, warn: Ca
 
 
 def _reason_of(task: Any) -> str | None:
-    """Why a group ended, in one sentence; None if it had nothing more to do."""
+    """Why a group ended, in one sentence; None if it had nothing more to do.
+
+    Raises:
+        StageError: If a disk is full: no trial's fault, and every other one would meet it too.
+    """
     import ray
 
     try:
         ray.get(task)
-    except Exception as error:  # noqa: BLE001 - recorded with its trial
+    except Exception as error:
         cause = root_cause(error)
+        if isinstance(cause, DiskFullError):
+            raise StageError(f"The search had to stop: {cause.message}") from error
+        if machine_was_lost(str(cause)):
+            return LOST_REASON
         if "HealthCheck" in str(cause) or "ActorDied" in str(cause):
-            return "one of its worker processes died (killed, or crashed in native code)"
+            return DEAD_REASON
         return first_line(cause)
     return None
 
@@ -211,6 +243,10 @@ def _dismiss(mailbox: Any, groups: Groups) -> None:
 
 def hold_group(mailbox: Any, number: int, settings: TrialSettings, train: TrainFunction, placement: Placement) -> None:
     """A Ray task: one standing group, until the sweep has nothing more for it or one of its workers fails."""
+    # Read when Ray Train is imported.
+    for name, value in GROUP_VARIABLES.items():
+        os.environ.setdefault(name, value)
+    machines = alive_machines()
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
     from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
@@ -238,9 +274,35 @@ def hold_group(mailbox: Any, number: int, settings: TrialSettings, train: TrainF
     try:
         trainer.fit()
     except WorkerGroupError as error:
-        raise first_failure(error.worker_failures) from None
+        raise name_group_death(error.worker_failures, machines) from None
     except ControllerError as error:
         raise StageError(f"The group could not be run: {first_line(error.controller_failure)}.") from None
+
+
+def name_group_death(failures: Mapping[int, BaseException], machines: frozenset[str]) -> PenstockError:
+    """The trial's own error, or what was lost under it.
+
+    Args:
+        failures: What was raised, by rank.
+        machines: Those that were there when the group was started.
+    """
+    from components.train.restarts import DEATHS, is_broken_connection
+
+    told = {rank: error for rank, error in failures.items() if not isinstance(error, DEATHS)}
+    own = {rank: error for rank, error in told.items() if not is_broken_connection(error)}
+    if own:
+        return first_failure(own)
+    deadline = time.monotonic() + (LOSS_WAIT_S if told else 0)
+    while machines <= alive_machines() and time.monotonic() < deadline:
+        time.sleep(IDLE_WAIT_S)
+    lost = not machines <= alive_machines() or any(machine_was_lost(str(error)) for error in failures.values())
+    return StageError(LOST_REASON if lost else DEAD_REASON)
+
+
+def alive_machines() -> frozenset[str]:
+    import ray
+
+    return frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
 
 
 def serve_trials(config: dict[str, Any]) -> None:

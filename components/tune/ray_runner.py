@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +18,15 @@ from typing import TYPE_CHECKING, Any
 
 from components.errors import StageError
 from components.ray_connection import connect_ray
-from components.tune.runners import Slots, deliver, plan_slots, remove_checkpoints
+from components.train.launch import cluster_machines
+from components.tune.runners import (
+    LOST_REASON,
+    Slots,
+    deliver,
+    machine_was_lost,
+    plan_slots,
+    remove_checkpoints,
+)
 from components.tune.sweep import Sweep
 from components.tune.trial import Message, TrainFunction, TrialSettings, TrialStopped, run_trial
 from components.tune.watchdog import Watchdog, take_hung_reason
@@ -34,8 +41,6 @@ TRIALS_PER_RUN = 1000
 """Tune keeps some 30 KB of each trial it ever ran; a new run of Tune after so many (seconds) gives them back."""
 THREAD_END_TIMEOUT_S = 60
 """How long a stopped trial may take to unwind before its process is given up."""
-LOST = re.compile(r"actor \w+ is unavailable|node has died|node was terminated")
-"""What Ray says of an actor whose node is gone, or does not answer any more."""
 TUNE_ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -66,7 +71,7 @@ def run_on_ray(
         StageError: If the sweep itself cannot go on (a full disk), or Ray ends without getting any further.
     """
     connect_ray()
-    slots = plan_slots(*cluster_size(), concurrency, sweep.total)
+    slots = plan_slots(cluster_machines(), concurrency, sweep.total)
     remove_checkpoints(sweep, settings)
     while sweep.ended < sweep.total:
         records = sweep.journal.count
@@ -75,14 +80,6 @@ def run_on_ray(
             left = sweep.total - sweep.ended
             raise StageError(f"Ray Tune ended with {left} trials left and said no reason; look into the stage's log.")
         sweep.requeue()
-
-
-def cluster_size() -> tuple[int, int]:
-    """CPUs and GPUs of the whole cluster."""
-    import ray
-
-    resources = ray.cluster_resources()
-    return int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
 
 
 def _run_tune(
@@ -238,7 +235,11 @@ def make_scheduler(sweep: Sweep, settings: TrialSettings, warn: Callable[[str], 
             path, number = Path(trial.error_file), trial.config["number"]
             text = path.read_text() if path.exists() else ""
             reason = take_hung_reason(settings.folder(number))
-            sweep.fail(number, reason or name_death(text), lost=reason is None and machine_was_lost(text))
+            try:
+                sweep.fail(number, reason or name_death(text), lost=reason is None and machine_was_lost(text))
+            except Exception as error:
+                self.error = error
+                raise
 
         def choose_trial_to_run(self, controller: Any) -> Any:
             if self.waiting_since is not None:
@@ -256,15 +257,10 @@ def make_scheduler(sweep: Sweep, settings: TrialSettings, warn: Callable[[str], 
     return JournalScheduler()
 
 
-def machine_was_lost(text: str) -> bool:
-    """Whether it was the machine, not the process on it, that Ray lost."""
-    return LOST.search(text) is not None
-
-
 def name_death(text: str) -> str:
     """Why a trial's process was given up, without addresses and pids: equal sweeps have equal records."""
     if machine_was_lost(text):
-        return "its machine was lost"
+        return LOST_REASON
     if "OutOfMemory" in text or "out of memory" in text:
         return "its process ran out of memory"
     if "ActorDied" in text or "actor died" in text or not text.strip():

@@ -5,13 +5,25 @@ Runners only carry messages: every decision is the sweep's, and it is in the jou
 
 from __future__ import annotations
 
+import re
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 from components.errors import StageError
+from components.train.device import Hardware, even_share, places
 from components.tune.sweep import Sweep
 from components.tune.trial import Message, TrainFunction, TrialSettings, TrialStopped, run_trial
+
+LOST = re.compile(r"actor \w+ is unavailable|node has died|node was terminated")
+"""What Ray says of an actor whose node is gone, or does not answer any more."""
+LOST_REASON = "its machine was lost"
+
+
+def machine_was_lost(text: str) -> bool:
+    """Whether it was the machine, not the process on it, that Ray lost."""
+    return LOST.search(text) is not None
 
 
 @dataclass(frozen=True)
@@ -23,25 +35,26 @@ class Slots:
     gpus: int
 
 
-def plan_slots(cpus: int, gpus: int, concurrency: int | None, trials: int) -> Slots:
-    """Divides a cluster among trials: a GPU each where there are GPUs, else one core each.
+def plan_slots(machines: Sequence[Hardware], concurrency: int | None, trials: int) -> Slots:
+    """Divides a cluster's machines among trials: a GPU each where there are GPUs, else one core each.
 
     Small networks gain less from a second thread than from a second trial; see README.md for the measurement. Cores
     that would be idle go to the trials that run.
     """
-    room = min(gpus, cpus) if gpus else cpus
+    room, gpus = places(machines), sum(machine.gpus for machine in machines)
     if room < 1:
+        cpus = sum(machine.cores for machine in machines)
         raise StageError(
             f"The cluster has {cpus} CPUs and {gpus} GPUs, but a trial needs at least one CPU; add a node."
         )
     count = max(1, min(room, trials, concurrency or room))
-    return Slots(count=count, cpus=cpus // count, gpus=1 if gpus else 0)
+    return Slots(count=count, cpus=even_share(machines, count), gpus=1 if gpus else 0)
 
 
 def deliver(sweep: Sweep, number: int, message: Message) -> bool:
     """Hands a trial's message to the sweep and says whether the trial goes on."""
     if message["state"] == "fatal":
-        raise StageError(f"The search had to stop: {message['reason']}.")
+        raise StageError(f"The search had to stop: {message['reason']}")
     if message["state"] == "measured":
         sweep.measure(number, message["metrics"])
         return True

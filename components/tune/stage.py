@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -68,16 +67,18 @@ def run(
     dataset = open_artifact(inputs["dataset"], kind="dataset")
     plan = make_plan(config)
     folds = config.tune.folds
+    alone = context.debug and config.tune.workers > 1
     settings = TrialSettings(
         task=config.task,
         model=config.model,
-        train=config.train,
+        train=trial_training(config),
         seed=config.seed,
         dataset=dataset.path,
-        work_folder=context.work_folder,
+        # The checkpoints of several workers are another job's than those of one.
+        work_folder=context.work_folder / "debug" if alone else context.work_folder,
         measures=tuple(aim.name for aim in plan.aims if aim.name in MEASURED),
         report_timeout_s=config.tune.report_timeout_s,
-        workers=config.tune.workers,
+        workers=1 if alone else config.tune.workers,
         folds=make_folds(dataset.path, context.work_folder / "folds", folds, config.seed) if folds else (),
         epochs=trial_epochs(config),
         metric=plan.facts.metric,
@@ -141,6 +142,13 @@ def make_plan(config: StageConfig) -> SweepPlan:
     return SweepPlan(config.tune, space, config.seed, epochs, resolve_aims(config.tune, get_task(config.task)))
 
 
+def trial_training(config: StageConfig) -> TrainConfig:
+    """How trials train. In a population each validation leaves a checkpoint: another trial may go on from there."""
+    if config.tune.scheduler != "pbt":
+        return config.train
+    return config.train.model_copy(update={"checkpoint_every_epochs": 1, "checkpoint_every_steps": None})
+
+
 def trial_epochs(config: StageConfig) -> int:
     """Validations of a trial at most: one an epoch, or one every `validate_every_steps`."""
     train, most = config.train, config.tune.max_epochs
@@ -165,7 +173,7 @@ def run_trials(sweep: Sweep, settings: TrialSettings, train: TrainFunction, cont
     if context.debug:
         from components.tune.runners import run_here
 
-        run_here(sweep, replace(settings, workers=1), train)
+        run_here(sweep, settings, train)
     elif settings.workers > 1:
         from components.tune.group_runner import run_in_groups
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import replace
 
 import pytest
@@ -32,23 +33,29 @@ def test_B3_a_population_goes_on_from_the_checkpoints_of_its_best(tmp_path, digi
     assert taken and min(gains) > 0.05
 
 
-def dying_rank_train(job, worker):
-    """Trial 1 loses the process of its second rank once."""
+HANGS_AFTER_S = 20
+"""Without a report: many times what an epoch takes here."""
+
+
+def failing_rank_train(job, worker):
+    """The second rank of trial 0 hangs once, that of trial 1 dies once."""
     from components.train.loop import train
 
-    marker = job.work_folder / "died"
-    if job.work_folder.name == "001" and worker.rank == 1 and not marker.exists():
+    marker = job.work_folder / "failed"
+    if job.work_folder.name in ("000", "001") and worker.rank == 1 and not marker.exists():
         marker.touch()
-        os._exit(9)
+        if job.work_folder.name == "001":
+            os._exit(9)
+        time.sleep(10_000)
     return train(job, worker)
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_B4_sharded_trials_share_a_group_and_a_dead_rank_fails_its_trial_alone(tmp_path, digits):
+def test_B4_sharded_trials_share_a_group_and_a_dead_or_stuck_rank_fails_its_trial_alone(tmp_path, digits):
     context = replace(make_context(tmp_path), debug=False)
     task = {"task": "image-classification"}
     space = {"train.learning_rate": {"grid": [1e-4, 1e-3, 1e-2]}}
-    tune = {"search": "grid", "workers": 2, "space": space}
+    tune = {"search": "grid", "workers": 2, "space": space, "report_timeout_s": HANGS_AFTER_S}
     train = {"epochs": 2, "global_batch_size": 128, "precision": "fp32", "zero": {"stage": 2}}
     sections = {"model": {"architecture": "mlp"}, "train": train, "tune": tune}
     artifact = run(
@@ -56,11 +63,14 @@ def test_B4_sharded_trials_share_a_group_and_a_dead_rank_fails_its_trial_alone(t
         {"dataset": digits},
         str(tmp_path / "sweep"),
         context,
-        train=dying_rank_train,
+        train=failing_rank_train,
     )
     trials = artifact.read_json("trials.json")
     assert [trial["state"] for trial in trials] == ["finished"] * 3
-    assert [trial["failures"] for trial in trials] == [0, 1, 0]
+    course = artifact.read_json("course.json")
+    assert [trial["failures"] for trial in course] == [1, 1, 0]
+    assert course[0]["reason"] == f"it did not report for {HANGS_AFTER_S} s"
+    assert course[1]["reason"] == "one of its worker processes died (killed, or crashed in native code)"
     events = [event for event in read_lines(context.run_folder / "events.jsonl") if "epoch" in event]
     first = {event["trial"]: event["time"] for event in reversed(events)}
     last = {event["trial"]: event["time"] for event in events}

@@ -1,7 +1,9 @@
+import errno
+
 import pytest
 
 from components.context import read_lines
-from components.errors import CheckpointError, StageError
+from components.errors import CheckpointError, DiskFullError, StageError
 from components.train.device import Placement
 from components.train.failures import first_failure
 from components.train.launch import ContextWorker, launch, missing_resources
@@ -22,7 +24,15 @@ GPU = Placement("cuda:0", "nccl", "bf16", 4, 4, 1)
     ],
 )
 def test_missing_resources_are_counted(available, placement, workers, lacking):
-    assert missing_resources(available, placement, workers) == lacking
+    assert missing_resources([available], placement, workers) == lacking
+
+
+def test_a_worker_needs_its_room_on_one_machine():
+    machines = [{"CPU": 3.0}, {"CPU": 3.0}]
+    assert missing_resources(machines, CPU, 2) is None
+    assert missing_resources([{"CPU": 3.0}, {"CPU": 1.0}], CPU, 2) == (
+        "2 CPU wanted for each on one machine, room for 1 there"
+    )
 
 
 class Wrapped(Exception):
@@ -43,6 +53,12 @@ def test_a_foreign_error_becomes_one_sentence():
     assert error.message == "Training failed in a worker: ValueError: first line."
 
 
+def test_a_full_disk_is_told_as_one_whatever_else_broke():
+    full = OSError(errno.ENOSPC, "No space left on device", "/data/step-00000100")
+    error = first_failure({0: RuntimeError("Connection closed by peer"), 1: Wrapped(full)})
+    assert isinstance(error, DiskFullError) and "/data/step-00000100" in error.message
+
+
 def test_one_worker_trains_here_and_reports_to_the_context(digits, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     context = make_context(tmp_path, "train", debug=False)
@@ -55,6 +71,16 @@ def test_one_worker_trains_here_and_reports_to_the_context(digits, tmp_path, mon
     assert {"samples_per_s", "data_wait"} <= set(journal[-1]["metrics"])
 
 
+def test_debugging_a_training_of_several_workers_leaves_its_checkpoints_alone(digits, tmp_path):
+    context, job = make_context(tmp_path, "train"), make_job(digits, tmp_path / "work", workers=2)
+    theirs = job.work_folder / "checkpoints" / "step-00000009"
+    theirs.mkdir(parents=True)
+    (theirs / "manifest.json").write_text("written by two workers")
+    result = launch(job, context)
+    assert result.weights.is_relative_to(job.work_folder / "debug") and result.facts["workers"] == 1
+    assert (theirs / "manifest.json").read_text() == "written by two workers"
+
+
 def test_only_rank_0_reports(tmp_path):
     context = make_context(tmp_path)
     ContextWorker(context, rank=1, world_size=2).report(1, {"loss": 1.0})
@@ -62,11 +88,19 @@ def test_only_rank_0_reports(tmp_path):
 
 
 def test_two_workers_train_as_a_ray_group(ray_session, digits, tmp_path):
+    import ray
+    from ray._private.state import actors
+
     context = make_context(tmp_path, "train", debug=False)
     network = {"GLOO_SOCKET_IFNAME": "lo"}
     job = make_job(digits, tmp_path / "work", workers=2, zero={"stage": 2}, epochs=2, environment=network)
+    before = set(actors()) if ray.is_initialized() else set()
     result = launch(job, context)
     assert (result.facts["workers"], result.facts["engine"]) == (2, "deepspeed")
+    # Each process beside the workers costs seconds of start-up on a small machine; the coordinator is one a cluster.
+    started = [actor["ActorClassName"] for name, actor in actors().items() if name not in before]
+    assert started.count("RayTrainWorker") == 2
+    assert set(started) <= {"RayTrainWorker", "_AutoscalingCoordinatorActor"}
     events = read_lines(context.run_folder / "events.jsonl")
     assert [event["step"] for event in events if event["kind"] == "metric"] == [1, 2]
     with pytest.raises(StageError, match=r"train\.workers is 64, but the Ray cluster is too small"):

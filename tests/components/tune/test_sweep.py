@@ -10,8 +10,10 @@ from functools import partial
 import pytest
 
 from components.errors import StageError
+from components.train.device import Hardware
 from components.tune.journal import Journal
-from components.tune.runners import plan_slots, run_here
+from components.tune.runners import Slots, plan_slots, run_here
+from components.tune.stage import StageConfig, trial_training
 from components.tune.sweep import Sweep
 from tests.components.tune.fakes import EPOCHS, fake_inherit, fake_train, make_plan, make_settings
 
@@ -123,13 +125,19 @@ def test_a_sweep_takes_up_unfinished_trials_first(tmp_path):
     ],
 )
 def test_slots_divide_the_cluster(cpus, gpus, concurrency, trials, expected):
-    slots = plan_slots(cpus, gpus, concurrency, trials)
+    slots = plan_slots([Hardware(gpus, cpus)], concurrency, trials)
     assert (slots.count, slots.cpus, slots.gpus) == expected
 
 
 def test_a_cluster_without_cpus_is_refused():
     with pytest.raises(StageError, match="0 CPUs"):
-        plan_slots(0, 0, None, 6)
+        plan_slots([Hardware(0, 0)], None, 6)
+
+
+def test_no_trial_is_given_more_cores_than_one_machine_has():
+    machines = [Hardware(0, 8), Hardware(0, 8)]
+    assert plan_slots(machines, 1, 6) == Slots(count=1, cpus=8, gpus=0)
+    assert plan_slots(machines, 3, 6) == Slots(count=3, cpus=4, gpus=0)
 
 
 def test_a_trial_runs_its_epochs(tmp_path):
@@ -234,6 +242,17 @@ def test_a_population_takes_over_from_its_best(tmp_path):
     assert len(ledger) == 2 * 8 * EPOCHS  # no epoch was trained twice
     free = run_sweep_in(tmp_path / "free", search="random", trials=8)
     assert mean_accuracy(sweep) > mean_accuracy(free)
+
+
+def test_members_of_a_population_leave_a_checkpoint_at_every_epoch():
+    train = {"epochs": 9, "checkpoint_every_steps": 100}
+    sections = {"task": "image-classification", "model": {"architecture": "mlp"}, "train": train}
+    space = {"train.learning_rate": {"log_uniform": [1e-5, 1e-1]}}
+    trials = [
+        trial_training(StageConfig.model_validate({**sections, "tune": {**tune, "space": space}}))
+        for tune in (PBT, {"search": "random", "trials": 8})
+    ]
+    assert [(one.checkpoint_every_epochs, one.checkpoint_every_steps) for one in trials] == [(1, None), (1, 100)]
 
 
 def run_sweep_in(folder, **tune) -> Sweep:
