@@ -207,11 +207,14 @@ class CheckpointFolder:
         return steps_in(self.folder)
 
     def newest_bytes(self) -> int:
-        """Size of the newest folder, whole or not; 0 if there is none."""
+        """Size of the newest folder, whole or not; 0 if there is none, or another process prunes it meanwhile."""
         newest = max(self.steps(), default=None)
         if newest is None:
             return 0
-        return sum(path.stat().st_size for path in self.path(newest).rglob("*") if path.is_file())
+        try:
+            return sum(path.stat().st_size for path in self.path(newest).rglob("*") if path.is_file())
+        except FileNotFoundError:
+            return 0
 
     def _open(self, folder: Path) -> Checkpoint:
         body = json.loads((folder / MANIFEST_NAME).read_text())["body"]

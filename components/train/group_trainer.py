@@ -70,6 +70,11 @@ class Leader(TrainController):
 
     worker_group_cls = LedGroup
 
+    def _start_worker_group(self, *args: Any, **more: Any) -> None:
+        super()._start_worker_group(*args, **more)
+        # Ray counts groups that find no room over the whole training; a lost machine is waited for after each loss.
+        self._failure_policy._controller_failures = 0
+
     def lead(self) -> Result:
         """Until training has ended, well or not."""
         try:

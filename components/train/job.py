@@ -55,8 +55,8 @@ class Worker(Protocol):
 
     def report(self, epoch: int, metrics: Mapping[str, float]) -> None:
         """Told by every rank after each epoch (counted from 1) with the validation metrics. A sweep stops a trial by
-        raising from here; the checkpoint of the epoch is already on the disk. After a restart the checkpoint's epoch is
-        told again: a kill may have come between checkpoint and report."""
+        raising from here; if the epoch leaves a checkpoint, it is on the disk already. After a restart the checkpoint's
+        epoch is told again: a kill may have come between checkpoint and report."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ for bit where it would have ended.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -150,10 +151,9 @@ def note_round(session: Session, metrics: dict[str, float], train_loss: float, r
     progress.epoch += 1
     place = {"epoch": progress.epoch, "step": progress.step}
     progress.history.append({**place, "train_loss": train_loss, "learning_rate": rate, **metrics})
-    better = improves(session, metrics)
-    if better:
+    if improves(session, metrics):
         progress.improved_epoch = progress.epoch
-    if better or breaks_tie(session, metrics):
+    if is_best(session, metrics):
         keep_best(session, metrics)
 
 
@@ -320,21 +320,30 @@ def validate(session: Session) -> dict[str, float]:
 
 
 def improves(session: Session, metrics: dict[str, float]) -> bool:
-    """Whether this epoch beats the best so far by more than `min_delta`; the first one does."""
-    best, task, early_stop = session.progress.best_metrics, session.task, session.job.train.early_stop
-    if not best:
+    """Whether this epoch beats the last one that did by more than `min_delta`; the first one does."""
+    progress, early_stop = session.progress, session.job.train.early_stop
+    if not progress.best_metrics:
         return True
-    gain = metrics[task.deciding_metric] - best[task.deciding_metric]
-    return (gain if task.mode == "max" else -gain) > (early_stop.min_delta if early_stop else 0.0)
+    last = progress.history[progress.improved_epoch - 1]
+    return gain(session, metrics, last) > (early_stop.min_delta if early_stop else 0.0)
 
 
-def breaks_tie(session: Session, metrics: dict[str, float]) -> bool:
-    """Whether this epoch is as good as the best so far by the deciding metric, at a lower loss.
+def is_best(session: Session, metrics: dict[str, float]) -> bool:
+    """Whether this epoch beats all before by the deciding metric, or is as good at a lower loss.
 
     A small validation split gives many epochs the same accuracy; the loss tells them apart.
     """
-    best, name = session.progress.best_metrics, session.task.deciding_metric
-    return metrics[name] == best[name] and metrics["loss"] < best["loss"]
+    best = session.progress.best_metrics
+    if not best:
+        return True
+    more = gain(session, metrics, best)
+    return more > 0 or (more == 0 and metrics["loss"] < best["loss"])
+
+
+def gain(session: Session, metrics: Mapping[str, float], before: Mapping[str, float]) -> float:
+    """By how much the deciding metric is better than before."""
+    more = metrics[session.task.deciding_metric] - before[session.task.deciding_metric]
+    return more if session.task.mode == "max" else -more
 
 
 def keep_best(session: Session, metrics: dict[str, float]) -> None:

@@ -90,7 +90,9 @@ class RestartPolicy(UserCallback):
         """Lets a group start again that stopped of its own accord, unless the whole training is to stop."""
         if group_is_asked(self.work_folder):
             raise first_failure(failures)
-        self.newest = newest_step(self.work_folder)
+        newest = newest_step(self.work_folder)
+        if newest > self.newest:
+            self.newest, self.in_vain = newest, 0
         self.tell_restart("A worker was asked to stop (SIGTERM)", self.newest, preempted=True)
 
     def tell_restart(self, reason: str, step: int, preempted: bool) -> None:

@@ -206,6 +206,14 @@ def test_early_stop_counts_epochs_without_improvement(digits, tmp_path):
     assert len(accuracies) < 30
 
 
+def test_the_best_epoch_is_kept_however_little_better_it_is(digits, tmp_path):
+    patient = {"patience": 3, "min_delta": 1.0}  # no epoch is that much better than the first
+    result = train(make_job(digits, tmp_path, epochs=30, early_stop=patient), FakeWorker())
+    assert len(result.history) == 4
+    best = max(result.history, key=lambda epoch: (epoch["accuracy"], -epoch["loss"]))
+    assert result.best_epoch == best["epoch"] > 1
+
+
 def test_a_loss_that_is_no_number_is_one_clear_error(digits, tmp_path):
     job = make_job(digits, tmp_path, learning_rate=1e30, gradient_clipping=0, optimizer={"name": "sgd"})
     with pytest.raises(StageError, match=r"Training diverged: .* (not finite|the loss is)") as caught:

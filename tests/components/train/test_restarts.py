@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from components.context import read_lines
-from components.errors import StageError
+from components.errors import PreemptedError, StageError
 from components.train.failures import count_restarts
 from tests.builders import make_context
 
@@ -65,6 +65,14 @@ def test_restarts_that_get_nowhere_come_to_an_end_and_a_new_checkpoint_begins_th
     with pytest.raises(StageError, match=r"did not get past step 300 in 2 restarts \(train.max_restarts\)"):
         policy.after_exception(None, {1: dead})
     assert count_restarts(policy.work_folder) == 4
+
+
+def test_a_preemption_that_got_further_begins_the_count_anew(dead, policy):
+    for step in (100, 200, 300, 400):
+        policy.after_exception(None, {1: dead})
+        (policy.work_folder / "checkpoints" / f"step-{step:08d}").mkdir()
+        policy.after_exception(None, {1: PreemptedError("asked")})
+    assert count_restarts(policy.work_folder) == 8
 
 
 def test_a_group_without_room_is_told_in_one_sentence():
