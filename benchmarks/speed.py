@@ -82,13 +82,15 @@ ASKED = (
 
 
 def main() -> None:
+    from pipelines.ray_cluster import lease
+
     only = list(filter(None, os.environ.get("ONLY", "").split(",")))
     rows = [row for row in ROWS if not only or row.name in only]
     with tempfile.TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)
         spec = folder / "speed.yaml"
         spec.write_text(SPEC)
-        with own_home() as home:
+        with own_home() as home, lease(home):
             run = run_in(home, [str(spec), "--until", "data"])
             os.environ.update(environment(home))
             dataset = run.result["stages"]["data"]["artifact"].removeprefix("file://")

@@ -13,8 +13,6 @@ from pipelines.runner import planned
 from pipelines.stages import inputs_json
 from pipelines.worker import CHAMPION, REFUSED, run_stage, verdict
 
-NEED_RAY = ("tune", "deploy")
-
 
 def run_in_process(folder: RunFolder, tick: Callable[[], None]) -> None:
     """Runs every stage of the run; an error comes up as it is, so that a debugger stops where it was raised.
@@ -30,7 +28,7 @@ def run_in_process(folder: RunFolder, tick: Callable[[], None]) -> None:
             break
         if plan.name == "deploy" and _verdict(outputs["evaluate"]) != CHAMPION:
             break
-        if plan.name in NEED_RAY:
+        if plan.name == "deploy":
             connect_environment(Path(facts.home))
         inputs = inputs_json(plan, outputs)
         outputs[plan.name] = run_stage(folder, plan.name, plan.config, inputs, facts.code).ref.to_json()

@@ -29,6 +29,8 @@ from pipelines.tracking import carried
 
 ID_DIGITS = 10
 POLL_S = 0.2
+MAKING_WAIT_S = 120.0
+"""A sweep that begins reads the earlier ones, and verifies their data."""
 TERMINATE_WAIT_S = 24.0
 """A training writes its checkpoint first; a cluster that sends SIGTERM waits 30 s."""
 
@@ -100,8 +102,11 @@ def prepare(loaded: LoadedSpec, options: RunOptions, home: Path) -> RunFolder:
         check_memory(loaded)
     # Two commands that start at once must find or make the same folder, and make it once.
     making = FileLock(runs_folder(home) / ".making")
-    if not making.acquire(wait_s=10.0):
-        raise BusyError(f"Process {making.holder()} is starting a run in {home} and does not go on; end it.")
+    if not making.acquire(wait_s=MAKING_WAIT_S):
+        raise BusyError(
+            f"Process {making.holder()} has been starting a run in {home} for {MAKING_WAIT_S:.0f} s; wait for it, or "
+            "end it if it hangs."
+        )
     try:
         existing = None if options.fresh else _newest_of(home, identity)
         if existing is not None:

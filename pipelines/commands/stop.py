@@ -14,8 +14,8 @@ from components.errors import StageError
 from pipelines.ray_cluster import ray_folder, stop_ray, temp_dir
 from pipelines.run_folder import RunFolder, find_run, list_runs, penstock_home
 
-STOP_WAIT_S = 90.0
-"""A command ends its stages within 15 s, and waits up to 60 s for its last metrics to be taken."""
+STOP_WAIT_S = 150.0
+"""A command ends its stages within 30 s, looks at what they left, and waits up to 60 s for its last metrics."""
 
 
 def command(options: argparse.Namespace) -> int:
