@@ -97,6 +97,7 @@ class Groups:
     Attributes:
         tasks: Task -> number of its group.
         trials: Group -> trial it was given.
+        workers: Group -> the Ray actor of its rank 0.
         heard_s: Group -> when it last asked or told anything.
         hung: Groups that were ended because they told nothing for too long.
         started: Groups started so far; their numbers are never used again.
@@ -104,6 +105,7 @@ class Groups:
 
     tasks: dict[Any, int] = field(default_factory=dict)
     trials: dict[int, int] = field(default_factory=dict)
+    workers: dict[int, Any] = field(default_factory=dict)
     heard_s: dict[int, float] = field(default_factory=dict)
     hung: set[int] = field(default_factory=set)
     started: int = 0
@@ -159,6 +161,7 @@ def _answer(sweep: Sweep, settings: TrialSettings, groups: Groups, group: int, q
     if question["kind"] == "message":
         return deliver(sweep, question["number"], question["message"])
     groups.idle_starts = 0
+    groups.workers[group] = question["worker"]
     before = groups.trials.pop(group, None)
     if before is not None:
         remove_checkpoints(sweep, settings, before)
@@ -170,16 +173,16 @@ def _answer(sweep: Sweep, settings: TrialSettings, groups: Groups, group: int, q
 
 
 def _end_hung(groups: Groups, timeout_s: float | None) -> None:
-    """Ends groups whose trial told nothing in time; their workers end with the process that leads them."""
+    """Ends groups whose trial told nothing in time: one that lost a worker ends by itself, and gives its room back."""
     import ray
 
     if timeout_s is None:
         return
     now = time.monotonic()
-    for task, group in groups.tasks.items():
-        if group in groups.trials and group not in groups.hung and now - groups.heard_s[group] > timeout_s:
+    for group in groups.trials.keys() - groups.hung:
+        if now - groups.heard_s[group] > timeout_s:
             groups.hung.add(group)
-            ray.cancel(task, force=True)
+            ray.kill(groups.workers[group])
 
 
 def _bury_groups(sweep: Sweep, settings: TrialSettings, groups: Groups, warn: Callable[[str], None]) -> None:
@@ -315,12 +318,14 @@ def serve_trials(config: dict[str, Any]) -> None:
     settings: TrialSettings = config["settings"]
     group = Group(rank, world_size, config["device"])
 
+    me = ray.get_runtime_context().current_actor
+
     def ask(question: dict[str, Any]) -> Any:
         return ray.get(config["mailbox"].ask.remote(config["group"], question))
 
     while True:
         # No worker of the group may go ahead: the order is heard by all or the group is dead.
-        order = group.broadcast(ask({"kind": "next"}) if rank == 0 else None)
+        order = group.broadcast(ask({"kind": "next", "worker": me}) if rank == 0 else None)
         if order is None:
             return
         if "wait_s" in order:
