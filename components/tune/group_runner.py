@@ -130,7 +130,7 @@ def run_in_groups(
     plan = plan_groups(cluster_machines(), settings.workers, concurrency, sweep.total - sweep.ended)
     wait_for_room(plan.placement, settings.workers * plan.count, field="tune.concurrency")
     remove_checkpoints(sweep, settings)
-    mailbox = ray.remote(Mailbox).options(num_cpus=0).remote()
+    mailbox = ray.remote(Mailbox).options(**beside_this_process()).remote()
     groups = Groups()
     while sweep.ended < sweep.total:
         for _ in range(plan.count - len(groups.tasks)):
@@ -142,12 +142,23 @@ def run_in_groups(
     _dismiss(mailbox, groups)
 
 
+def beside_this_process() -> dict[str, Any]:
+    """Where what belongs to this process runs: on its machine, so that no other that is lost takes it along.
+
+    It takes no core: all that must be placed is Ray Train's own gang.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    here = ray.get_runtime_context().get_node_id()
+    return {"num_cpus": 0, "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False)}
+
+
 def _start_group(groups: Groups, mailbox: Any, settings: TrialSettings, train: TrainFunction, place: Placement) -> None:
     import ray
 
     number = groups.started
-    # Takes no core itself: all that must be placed is Ray Train's own gang.
-    hold = ray.remote(hold_group).options(num_cpus=0, max_retries=0)
+    hold = ray.remote(hold_group).options(**beside_this_process(), max_retries=0)
     groups.tasks[hold.remote(mailbox, number, settings, train, place)] = number
     groups.started += 1
 
