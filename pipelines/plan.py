@@ -100,6 +100,11 @@ def make_planner(spec: Spec, options: PlanOptions, assume: Assumptions) -> Plann
         precision = "fp32"
         assume("fp32: on a CPU `precision: auto` is settled by a few steps when the training begins")
     workload = make_workload(spec, assume)
+    in_fp32 = False
+    if precision == "bf16" and machine.device == "cpu":
+        from components.train.fp32_products import multiplies_fp32_faster
+
+        in_fp32 = multiplies_fp32_faster()
     demand = Demand(
         workload,
         spec.train.optimizer.name,
@@ -108,6 +113,7 @@ def make_planner(spec: Spec, options: PlanOptions, assume: Assumptions) -> Plann
         workers,
         averaged=spec.train.ema is not None,
         saved_beside=spec.train.saves_beside(),
+        fp32_products=in_fp32,
     )
     return Planner(demand, machine)
 

@@ -20,6 +20,7 @@ from components.models.folder import named_tensors, save_weights, stream_weights
 from components.train.compiling import Compiling
 from components.train.config import RESHARDED_OPTIMIZERS, ZeroConfig
 from components.train.engine import EngineSettings, Update, judge_step
+from components.train.fp32_products import multiply_in_fp32
 from components.train.loss_scale import LossScale
 from components.train.nvme import (
     Swap,
@@ -129,6 +130,8 @@ class DeepSpeedEngine:
         if settings.train.zero.offload_parameters == "nvme":
             stop_reading_ahead(self.engine.optimizer)
         self.module = self.engine.module
+        if settings.fp32_products and self.stage < 3:
+            multiply_in_fp32(self.module)
         self.compiling = Compiling(self.module, settings.train.compile)
         # Converters that it drops beside every checkpoint; ours is read by this run alone.
         self.engine._copy_recovery_script = lambda folder: None

@@ -83,6 +83,8 @@ class EngineSettings:
     world_size: int
     swap: Swap | None = None
     """Where what is offloaded to NVMe goes."""
+    fp32_products: bool = False
+    """Whether bf16 is multiplied in fp32; see `fp32_products.py`. ZeRO-3 leaves it out: it gathers weights in bf16."""
 
 
 def judge_step(finite: bool, loss_scale: LossScale | None) -> Update:

@@ -27,10 +27,22 @@ def choose_precision(
     Nothing of the training changes: the probe works on a copy and puts torch's generator back.
     """
     if placement.precision != "probe":
-        return {"precision": placement.precision, "reason": f"set, or the rule for {placement.device}"}
+        return settled(placement.precision, placement, f"set, or the rule for {placement.device}")
     fp32_ms, bf16_ms = (time_steps(module, inputs, loss, precision) for precision in ("fp32", "bf16"))
     faster: Precision = "bf16" if bf16_ms * MARGIN < fp32_ms else "fp32"
-    return {"precision": faster, "reason": "probe steps", "fp32_ms": round(fp32_ms, 3), "bf16_ms": round(bf16_ms, 3)}
+    return {
+        **settled(faster, placement, "probe steps"), "fp32_ms": round(fp32_ms, 3), "bf16_ms": round(bf16_ms, 3)
+    }  # fmt: skip
+
+
+def settled(precision: Precision, placement: Placement, reason: str) -> dict[str, Any]:
+    """A precision and why; with bf16 on a CPU also `products`, the type that is multiplied."""
+    chosen = {"precision": precision, "reason": reason}
+    if precision != "bf16" or placement.device != "cpu":
+        return chosen
+    from components.train.fp32_products import multiplies_fp32_faster
+
+    return {**chosen, "products": "fp32" if multiplies_fp32_faster() else "bf16"}
 
 
 def time_steps(

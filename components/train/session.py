@@ -26,7 +26,7 @@ from components.train.job import TrainJob, Worker, warn
 from components.train.meter import Meter, StartUp
 from components.train.nvme import Swap, open_swap, swap_folder, uses_nvme
 from components.train.order import BatchShape, Rounds, epoch_order, micro_batch
-from components.train.precision import choose_precision
+from components.train.precision import choose_precision, settled
 from components.train.preemption import Lookout
 from components.train.progress import Progress
 from components.train.randomness import seed_everything
@@ -149,14 +149,15 @@ def open_session(job: TrainJob, worker: Worker) -> Session:
         progress.precision = group.broadcast(probe_precision(job, placement, probed, training, task, shape))
     start_up.lap("precision")
     precision = progress.precision["precision"]
-    engine = make_engine(module, engine_settings(job, worker, placement, precision, swap))
+    in_fp32 = progress.precision.get("products") == "fp32"
+    engine = make_engine(module, engine_settings(job, worker, placement, precision, swap, in_fp32))
     start_up.lap("engine")
     seed_everything(job.seed, worker.rank)
     seq_len = training.seq_len if isinstance(training, TokenFeed) else None
     meter = Meter(rounds.total_steps, shape.global_batch_size, progress.step, seq_len, start_up=start_up)
     work = describe_work(module)
     if work is not None:
-        peak = peak_of(placement.device, precision, placement.threads)
+        peak = peak_of(placement.device, "fp32" if in_fp32 else precision, placement.threads)
         meter.peak_flops = peak.flops
         facts.update(peak_tflops=round(peak.flops / 1e12, 3), peak_source=peak.source)
     session = Session(
@@ -260,9 +261,14 @@ def batch_shape(job: TrainJob, worker: Worker, rows: int) -> BatchShape:
 
 
 def engine_settings(
-    job: TrainJob, worker: Worker, placement: Placement, precision: Precision, swap: Swap | None = None
+    job: TrainJob,
+    worker: Worker,
+    placement: Placement,
+    precision: Precision,
+    swap: Swap | None = None,
+    fp32_products: bool = False,
 ) -> EngineSettings:
-    return EngineSettings(job.train, placement, precision, worker.rank, worker.world_size, swap)
+    return EngineSettings(job.train, placement, precision, worker.rank, worker.world_size, swap, fp32_products)
 
 
 def open_job_swap(job: TrainJob, worker: Worker, inputs: Mapping[str, int], classes: int) -> Swap | None:
@@ -313,8 +319,8 @@ def probe_precision(
 ) -> dict[str, Any]:
     """Chooses the precision on the first micro batch of the training; bf16 if there is nothing to try it on."""
     if module is None:
-        precision = "bf16" if placement.precision == "probe" else placement.precision
-        return {"precision": precision, "reason": "set, or the rule for sharded pretrained weights"}
+        precision: Precision = "bf16" if placement.precision == "probe" else placement.precision
+        return settled(precision, placement, "set, or the rule for sharded pretrained weights")
     training.start_epoch(job.seed, 0)
     inputs, labels = training.batch(micro_batch(epoch_order(job.seed, 0, shape), 0, 0, 0, shape))
     return choose_precision(placement, module, inputs, lambda logits: task.loss(logits, labels, 0.0))

@@ -15,6 +15,7 @@ from torch import nn
 from components.models.folder import named_weights, save_weights
 from components.train.compiling import Compiling
 from components.train.engine import EngineSettings, Update, judge_step
+from components.train.fp32_products import multiply_in_fp32
 from components.train.loss_scale import LossScale
 from components.train.optimizer import make_optimizer
 
@@ -34,6 +35,8 @@ class TorchEngine:
         self.accumulation = settings.train.gradient_accumulation_steps
         self.clip_norm = settings.train.gradient_clipping
         self.parts = 0
+        if settings.fp32_products:
+            multiply_in_fp32(self.module)
         self.compiling = Compiling(self.module, settings.train.compile)
 
     def forward(self, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -51,6 +51,7 @@ def job_demand(job: TrainJob, workload: Workload, facts: Mapping[str, Any]) -> D
         facts["workers"],
         averaged=train.ema is not None,
         saved_beside=train.saves_beside(),
+        fp32_products=facts["precision"].get("products") == "fp32",
     )
 
 

@@ -9,6 +9,7 @@ from components.train.config import TrainConfig
 from components.train.device import apply_placement, detect_hardware, plan_placement
 from components.train.engine import EngineSettings, make_engine
 from components.train.plan.network import Workload
+from components.train.precision import settled
 
 STEPS = 3
 
@@ -31,7 +32,10 @@ def probe_samples_per_s(workload: Workload, train: TrainConfig, micro_batch_size
     })  # fmt: skip
     precision = "fp32" if placement.precision == "probe" else placement.precision
     module = build_model(workload.model, workload.inputs, workload.num_classes)
-    engine = make_engine(module, EngineSettings(alone, placement, precision, rank=0, world_size=1))
+    in_fp32 = settled(precision, placement, "stated").get("products") == "fp32"
+    engine = make_engine(
+        module, EngineSettings(alone, placement, precision, rank=0, world_size=1, fp32_products=in_fp32)
+    )
     inputs, labels = example_batch(workload, micro_batch_size)
     inputs = {name: value.to(placement.device) for name, value in inputs.items()}
     labels = labels.to(placement.device)

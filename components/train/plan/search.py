@@ -50,11 +50,12 @@ class Demand:
     Attributes:
         workload: Network and sample.
         optimizer: Name in the spec.
-        precision: Of the multiplications.
+        precision: Of activations.
         global_batch_size: Samples per optimizer step.
         workers: How many there are.
         averaged: Whether an average of the weights is kept.
         saved_beside: Whether checkpoints are copied, to be written while training goes on.
+        fp32_products: Whether this machine's CPU multiplies bf16 in fp32.
     """
 
     workload: Workload
@@ -64,6 +65,7 @@ class Demand:
     workers: int
     averaged: bool = False
     saved_beside: bool = False
+    fp32_products: bool = False
 
     @property
     def samples_per_worker(self) -> int:
@@ -222,7 +224,8 @@ class Planner:
 
         bf16 = setting.precision == "bf16"
         gathered = bf16 and setting.sharding.stage == 3 and setting.sharding.workers > 1
-        step = Step(bf16, gathered, setting.checkpointing, setting.device == "cuda")
+        in_fp32 = bf16 and self.demand.fp32_products and setting.sharding.stage < 3
+        step = Step(bf16, gathered, setting.checkpointing, gpu=setting.device == "cuda", fp32_products=in_fp32)
         forward = replace(step, checkpointing=False, backward=False)
         return predict_memory(self.sizes, self.rehearsals(step), self.rehearsals(forward), setting)
 

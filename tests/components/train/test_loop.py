@@ -13,7 +13,7 @@ from components.artifacts.dataset import open_split
 from components.errors import CheckpointError, PreemptedError, SpecError, StageError
 from components.models.build import build_model
 from components.tasks import get_task
-from components.train import loop
+from components.train import fp32_products, loop
 from components.train.feed import Feed
 from components.train.loop import train
 from components.train.preemption import AskedToStop
@@ -241,6 +241,23 @@ def test_bf16_trains(digits, tmp_path):
     result = train(make_job(digits, tmp_path, epochs=2, precision="bf16"), FakeWorker())
     assert result.facts["precision"]["precision"] == "bf16"
     assert {str(value.dtype) for value in load_file(result.weights).values()} == {"torch.float32"}
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_a_resumed_training_multiplies_bf16_as_it_began(digits, tmp_path, monkeypatch, stage):
+    values, kept = {"epochs": 3, "precision": "bf16", "zero": {"stage": stage}}, []
+    for faster in (True, False):
+        monkeypatch.setattr(fp32_products, "multiplies_fp32_faster", lambda found=faster: found)
+        undisturbed = train(make_job(digits, tmp_path / f"whole {faster}", **values), FakeWorker())
+        assert undisturbed.facts["precision"]["products"] == ("fp32" if faster else "bf16")
+        job = make_job(digits, tmp_path / f"stopped {faster}", **values)
+        with pytest.raises(Stopped):
+            train(job, FakeWorker(stop_at=1))
+        monkeypatch.setattr(fp32_products, "multiplies_fp32_faster", lambda found=faster: not found)
+        resumed = train(job, FakeWorker())
+        assert resumed.weights.read_bytes() == undisturbed.weights.read_bytes()
+        kept.append(undisturbed.weights.read_bytes())
+    assert kept[0] != kept[1]
 
 
 @pytest.mark.parametrize("left", [1, 2], ids=["the second", "the last"])
