@@ -22,7 +22,6 @@ from torch.utils._pytree import tree_leaves
 
 from components.models.build import inner_network
 from components.tasks import get_task
-from components.train.fp32_products import multiply_in_fp32
 from components.train.plan import heap
 from components.train.plan.heap import Event, Replay
 from components.train.plan.network import Workload, build_empty
@@ -147,7 +146,6 @@ class Step:
         checkpointing: Whether only the inputs of the blocks are kept, and their insides computed again.
         gpu: Whether on a GPU: attention runs in one kernel, and freed blocks are used again.
         backward: False rehearses a validation pass.
-        fp32_products: Whether bf16 is multiplied in fp32, which needs no bf16 copies of the weights.
     """
 
     bf16: bool
@@ -155,7 +153,6 @@ class Step:
     checkpointing: bool = False
     gpu: bool = False
     backward: bool = True
-    fp32_products: bool = False
 
 
 def rehearse(workload: Workload, batch: int, step: Step) -> Rehearsal:
@@ -163,8 +160,6 @@ def rehearse(workload: Workload, batch: int, step: Step) -> Rehearsal:
     with FakeTensorMode():
         with default_dtype(torch.bfloat16 if step.bf16_weights else torch.float32):
             module = build_empty(workload).train(step.backward)
-        if step.fp32_products:
-            multiply_in_fp32(module)
         if step.checkpointing:
             checkpoint_blocks(module)
         inputs, labels = example_batch(workload, batch)
