@@ -11,14 +11,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
-from statistics import median
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-PROBE_SHAPE = (1024, 512, 512)
+PROBE_SHAPE = (512, 512, 512)
 WARM_UP = 2
 PROBE_PAIRS = 9
 MARGIN = 1.2
@@ -27,10 +26,11 @@ without_autocast = partial(torch.autocast, "cpu", enabled=False)
 
 
 def multiplies_fp32_faster() -> bool:
-    """Whether this CPU, with the threads that torch has, is done sooner with a product of bf16 that it widens first.
+    """Whether a core of this CPU is done sooner with a product of bf16 that it widens first.
 
-    Both are timed in turn and compared in pairs, since a machine's pace may change in between, and into memory that is
-    there already: a process that has just begun would time its first pages.
+    Both are timed in turn, since a machine's pace may change, and the quickest of each counts, since other processes
+    only slow them down; on one core, since threads that wait for one another on a busy machine time that. The memory
+    is there already: a process that has just begun would time its first pages.
     """
     rows, inner, columns = PROBE_SHAPE
     left, right = torch.ones(rows, inner, dtype=torch.bfloat16), torch.ones(inner, columns, dtype=torch.bfloat16)
@@ -42,10 +42,16 @@ def multiplies_fp32_faster() -> bool:
         wide_right.copy_(right)
         result.copy_(torch.mm(wide_left, wide_right, out=wide_result))
 
-    pairs = [
-        (seconds(lambda: torch.mm(left, right, out=result)), seconds(widened)) for _ in range(WARM_UP + PROBE_PAIRS)
-    ]
-    return median(narrow_s / wide_s for narrow_s, wide_s in pairs[WARM_UP:]) > MARGIN
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        pairs = [
+            (seconds(lambda: torch.mm(left, right, out=result)), seconds(widened)) for _ in range(WARM_UP + PROBE_PAIRS)
+        ]
+    finally:
+        torch.set_num_threads(threads)
+    narrow_s, wide_s = (min(times) for times in zip(*pairs[WARM_UP:], strict=True))
+    return narrow_s > MARGIN * wide_s
 
 
 def seconds(work: Callable[[], Any]) -> float:
