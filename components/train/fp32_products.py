@@ -3,7 +3,8 @@
 Without a matrix unit for it a CPU takes longer for products of bf16 than of fp32. There linear layers and attention
 take and give bf16 as autocast has it, and autograd keeps nothing wider; but their products are made in fp32, and with
 the weights as they are. So bf16 takes hardly more time than fp32. What is widened leaves holes in the heap, so that it
-saves little memory either (measured: about as much as fp32); memory that is kept and used again did not help.
+saves little memory either (measured: about as much as fp32); memory kept for what is widened made the peak smaller for
+some networks and larger for others.
 """
 
 from __future__ import annotations
