@@ -149,7 +149,7 @@ def open_session(job: TrainJob, worker: Worker) -> Session:
         progress.precision = group.broadcast(probe_precision(job, placement, probed, training, task, shape))
     start_up.lap("precision")
     precision = progress.precision["precision"]
-    in_fp32 = progress.precision.get("products") == "fp32"
+    in_fp32 = progress.precision.get("products") == "fp32" and job.train.zero.stage < 3
     engine = make_engine(module, engine_settings(job, worker, placement, precision, swap, in_fp32))
     start_up.lap("engine")
     seed_everything(job.seed, worker.rank)
